@@ -1,0 +1,28 @@
+"""Sample text from fine-tuned GPT-2 checkpoints, fast, on CUDA and on a CPU."""
+
+from hgt_infer.errors import (
+    DeviceUnavailableError,
+    EngineError,
+    HgtInferError,
+    ModelFormatError,
+    ModelNotFoundError,
+    ParameterError,
+    PromptError,
+)
+from hgt_infer.generator import Generator
+from hgt_infer.outputs import Completion, GenerationOutput
+from hgt_infer.sampling_params import SamplingParams
+
+__all__ = [
+    "Completion",
+    "DeviceUnavailableError",
+    "EngineError",
+    "GenerationOutput",
+    "Generator",
+    "HgtInferError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "ParameterError",
+    "PromptError",
+    "SamplingParams",
+]

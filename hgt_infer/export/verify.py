@@ -1,0 +1,201 @@
+"""Compare an artifact's logits with other implementations of the same checkpoint.
+
+Every comparison takes prompts of different lengths through the graph as the engine does, right-padded
+in one batch, and then single steps on top of the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgt_infer.artifact import Artifact
+from hgt_infer.device import CpuDevice, CudaDevice, Device, count_cuda_devices
+from hgt_infer.errors import ModelFormatError, ParameterError
+from hgt_infer.export.checkpoint import Checkpoint
+from hgt_infer.runner import ModelRunner
+from hgt_infer.scheduler import Batch
+from hgt_infer.sequence import Sequence as RunningSequence
+from hgt_infer.sequence import SequenceParams
+
+logger = logging.getLogger(__name__)
+
+PROMPT_LENGTHS = (4, 5, 17, 6)
+NUM_STEPS = 4  # a prompt and three single steps
+
+# Largest allowed |difference| is absolute + relative · |logit|. fp32: rounding of two orders of summation.
+TOLERANCES = {"fp32": (1e-4, 1e-5), "fp16": (0.1, 0.01)}
+
+LastLogits = Callable[[Sequence[int]], NDArray[np.float32]]
+"""Token ids of one text → logits [NUM_STEPS, V] at its last NUM_STEPS tokens."""
+
+
+def installed_references() -> list[str]:
+    """The references that this environment can compute: numpy always."""
+    names = ["numpy"]
+    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+        names.append("transformers")
+        if importlib.util.find_spec("optimum") and importlib.util.find_spec("optimum.onnxruntime"):
+            names.append("optimum")
+    return names
+
+
+def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]) -> dict[str, float]:
+    """Return the largest absolute difference of logits to each reference.
+
+    Raises:
+        ModelFormatError: a difference is above the precision's tolerance.
+        ParameterError: an unknown reference.
+    """
+    unknown = set(references) - set(REFERENCES)
+    if unknown:
+        raise ParameterError(
+            f"references must be of {', '.join(REFERENCES)}; got {', '.join(sorted(unknown))}"
+        )
+    device: Device = CpuDevice()
+    if artifact.precision == "fp16":
+        if not count_cuda_devices():
+            logger.warning(
+                "%s: fp16 runs on CUDA only, and there is no GPU here: not verified", artifact.path
+            )
+            return {}
+        device = CudaDevice()
+    texts, actual = _run(artifact, device)
+    absolute, relative = TOLERANCES[artifact.precision]
+    differences = {}
+    for name in references:
+        with REFERENCES[name](checkpoint) as last_logits:
+            expected = np.stack([last_logits(text) for text in texts], axis=1)
+        difference = np.abs(actual - expected)
+        if not np.all(difference <= absolute + relative * np.abs(expected)):
+            raise ModelFormatError(
+                f"{checkpoint.path}: the exported logits differ from {name}'s by up to {difference.max():g}; "
+                f"allowed are {absolute:g} + {relative:g} · |logit|"
+            )
+        differences[name] = float(difference.max())
+        logger.info("%s: logits within %.2g of %s's", artifact.path, differences[name], name)
+    return differences
+
+
+def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """Texts of random ids, and the artifact's logits [NUM_STEPS, len(texts), V] at their last tokens."""
+    config = artifact.config
+    rng = np.random.default_rng(0)
+    lengths = [min(length, config.n_positions - NUM_STEPS) for length in PROMPT_LENGTHS]
+    params = SequenceParams(1.0, 1, 1.0, NUM_STEPS, 0, frozenset(), seed=0)
+    sequences = [
+        RunningSequence(tuple(rng.integers(0, config.vocab_size, length).tolist()), params, slot=slot)
+        for slot, length in enumerate(lengths)
+    ]
+    runner = ModelRunner(
+        artifact,
+        device,
+        num_slots=len(sequences),
+        max_length=max(lengths) + NUM_STEPS,
+        max_prefill_tokens=len(lengths) * max(lengths),
+    )
+    logits = []
+    for step in range(NUM_STEPS):
+        if step > 0:
+            for sequence in sequences:
+                sequence.num_computed = len(sequence)
+                sequence.append(int(rng.integers(0, config.vocab_size)))
+        runner.run(Batch(sequences, step == 0, [], sequences if step == 0 else []))
+        runner.logits.download(len(sequences))
+        logits.append(runner.logits.host.copy())
+    texts = [[*sequence.prompt_token_ids, *sequence.output_token_ids] for sequence in sequences]
+    return texts, np.stack(logits)
+
+
+@contextlib.contextmanager
+def _numpy(checkpoint: Checkpoint) -> Iterator[LastLogits]:
+    """GPT-2 as in Radford et al., "Language models are unsupervised multitask learners" (2019)."""
+    config, weights = checkpoint.config, dict(checkpoint.weights)
+
+    def norm(x: NDArray[Any], name: str) -> Any:
+        centered = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt(np.square(centered).mean(-1, keepdims=True) + config.layer_norm_epsilon)
+        return centered / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x: NDArray[Any], name: str) -> Any:
+        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def attention(x: NDArray[Any], name: str) -> Any:
+        heads = linear(x, f"{name}.c_attn").reshape(len(x), 3, config.n_head, config.head_size)
+        query, key, value = heads.transpose(1, 2, 0, 3)  # [heads, tokens, head_size] each
+        scores = query @ key.swapaxes(1, 2) / np.float32(config.head_size**0.5)
+        scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = scores / scores.sum(-1, keepdims=True) @ value
+        return linear(mixed.swapaxes(0, 1).reshape(x.shape), f"{name}.c_proj")
+
+    def mlp(x: NDArray[Any], name: str) -> Any:
+        x = linear(x, f"{name}.c_fc")
+        return linear(x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))), f"{name}.c_proj")
+
+    def last_logits(token_ids: Sequence[int]) -> NDArray[np.float32]:
+        x = weights["wte.weight"][list(token_ids)] + weights["wpe.weight"][: len(token_ids)]
+        for layer in range(config.n_layer):
+            x = x + attention(norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
+            x = x + mlp(norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp")
+        head = weights.get("lm_head.weight", weights["wte.weight"])
+        logits: NDArray[np.float32] = norm(x[-NUM_STEPS:], "ln_f") @ head.T
+        return logits
+
+    yield last_logits
+
+
+@contextlib.contextmanager
+def _transformers(checkpoint: Checkpoint) -> Iterator[LastLogits]:
+    import transformers
+
+    with _quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="float32").eval()
+    yield _torch_logits(model)
+
+
+@contextlib.contextmanager
+def _optimum(checkpoint: Checkpoint) -> Iterator[LastLogits]:
+    with _quiet():
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        model = ORTModelForCausalLM.from_pretrained(
+            checkpoint.path, export=True, provider="CPUExecutionProvider"
+        )
+    yield _torch_logits(model)
+
+
+def _torch_logits(model: Any) -> LastLogits:
+    import torch
+
+    def last_logits(token_ids: Sequence[int]) -> NDArray[np.float32]:
+        input_ids = torch.tensor([token_ids])
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = model(**inputs).logits[0, -NUM_STEPS:].numpy()
+        return logits
+
+    return last_logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress and tracing notes of other libraries' loading out of the caller's terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+REFERENCES: dict[str, Callable[[Checkpoint], contextlib.AbstractContextManager[LastLogits]]] = {
+    "numpy": _numpy,
+    "transformers": _transformers,
+    "optimum": _optimum,
+}

@@ -1,0 +1,48 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_checkpoint
+from transformers import GPT2LMHeadModel
+
+from hgt_infer import Generator
+from hgt_infer.export import export_checkpoint
+
+REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def reference_data() -> Path:
+    """The folder of reference data that is not part of the project (HGT_REFERENCE_DATA)."""
+    if not REFERENCE_DATA.is_dir():
+        pytest.skip(f"no reference data at {REFERENCE_DATA}; set HGT_REFERENCE_DATA")
+    return REFERENCE_DATA
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint laid out and configured like huggingtweets' models of 2021."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint, exported."""
+    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("artifact") / "fp32").path
+
+
+@pytest.fixture(scope="session")
+def generator(artifact: Path) -> Generator:
+    """A generator of the tiny checkpoint with 16 slots."""
+    return Generator(artifact, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def reference_model(checkpoint: Path) -> Any:
+    """transformers' model of the tiny checkpoint."""
+    return GPT2LMHeadModel.from_pretrained(checkpoint).eval()
