@@ -10,16 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hgt_infer.checked_json import check_integer, check_keys, format_error, read_json_object
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
+from hgt_infer.model_config import (
+    GenerationDefaults,
+    ModelConfig,
+    parse_generation_defaults,
+    parse_model_config,
+)
 
 FORMAT = "hgt-infer"
 FORMAT_VERSION = 1
@@ -33,80 +40,13 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 _REQUIRED_FILES = (MODEL_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
 _CONFIG_KEYS = {"format", "format_version", "precision", "model", "files"}
-_MAX_JSON_BYTES = 1 << 20
 _SMALL_FILE_BYTES = 16 << 20  # hashed at every read: 11 ms at 1.5 GB/s
-
-# Larger than any GPT-2 by far, small enough that no product of two of them overflows int64.
-_SIZE_LIMITS = {
-    "n_layer": 1 << 10,
-    "n_head": 1 << 10,
-    "n_embd": 1 << 16,
-    "n_inner": 1 << 20,
-    "n_positions": 1 << 20,
-    "vocab_size": 1 << 24,
-}
-_MAX_LENGTH = (1 << 31) - 1
-_MAX_EOS_TOKENS = 64
-_MAX_PREFIX_CHARACTERS = 10_000
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a GPT-2 model, under Hugging Face's names.
-
-    Attributes:
-        n_layer: transformer blocks.
-        n_head: attention heads of a block.
-        n_embd: width of the residual stream, a multiple of `n_head`.
-        n_inner: width of the feed-forward layer.
-        n_positions: longest context, in tokens.
-        vocab_size: rows of the token embedding.
-        layer_norm_epsilon: added to the variance in every LayerNorm.
-    """
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    n_inner: int
-    n_positions: int
-    vocab_size: int
-    layer_norm_epsilon: float
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What a call that names no setting gets: the settings that transformers' pipeline would use.
-
-    They are resolved: none of them takes precedence over another.
-
-    Attributes:
-        do_sample: False takes the likeliest token.
-        temperature: divides the logits; 0 only where `do_sample` is False.
-        top_k: how many of the likeliest tokens stay; 0 keeps all.
-        top_p: probability mass of the likeliest tokens that stay; 1.0 keeps all.
-        min_length: EOS is not sampled before this many tokens, prompt and prefix counted.
-        max_length: tokens at most, prompt and prefix counted; None where `max_new_tokens` is set.
-        max_new_tokens: tokens sampled at most. None, with `max_length` None too, fills the context.
-        min_new_tokens: EOS is not sampled before this many new tokens.
-        eos_token_ids: a sequence ends at any of these.
-        prefix: text that is put before every prompt; "" for none.
-    """
-
-    do_sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_length: int
-    max_length: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    eos_token_ids: tuple[int, ...]
-    prefix: str
+# In a serialized graph: the key of a weight's external_data, without the one value that we write.
+_OTHER_LOCATION = re.compile(
+    rb"\x08location(?!\x12%c%b)(?:\x12(.))?(.{0,100})"
+    % (len(EXTERNAL_DATA_FILE), re.escape(EXTERNAL_DATA_FILE.encode())),
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +99,8 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         _check_size(folder, name, size_bytes)
         if size_bytes <= _SMALL_FILE_BYTES:
             _check_sha256(folder, name, sha256)
+            if name == MODEL_FILE:
+                _check_external_data(folder / name)
     generation_path = folder / GENERATION_CONFIG_FILE
     defaults = parse_generation_defaults(
         read_json_object(generation_path), vocab_size=config.vocab_size, path=generation_path
@@ -261,106 +203,6 @@ def check_precision(precision: str) -> None:
         raise ParameterError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
 
 
-def format_error(path: Path, expected: str, found: object) -> ModelFormatError:
-    """Return a ModelFormatError with the three parts of its message; `found` is shortened."""
-    shown = found if isinstance(found, str) else reprlib.repr(found)
-    return ModelFormatError(f"{path}: expected {expected}, found {shown}")
-
-
-def read_json_object(path: Path, *, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON file whose top level is an object.
-
-    Args:
-        path: the file.
-        max_bytes: a larger file is refused unread.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ModelFormatError: too large, not UTF-8, not JSON, NaN or Infinity in it, or not an object.
-    """
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise format_error(path, f"at most {max_bytes} bytes", "a larger file")
-    try:
-        values = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: JSONDecodeError, UnicodeDecodeError
-        raise format_error(path, "JSON", str(error)) from error
-    if not isinstance(values, dict):
-        raise format_error(path, "a JSON object", values)
-    return values
-
-
-def parse_model_config(values: Mapping[str, Any], *, path: Path) -> ModelConfig:
-    """Make a ModelConfig out of exactly its fields, each checked for type and range.
-
-    Args:
-        values: the fields, as read from JSON.
-        path: the file they come from, for the message.
-
-    Raises:
-        ModelFormatError: a field is missing, unknown or out of range.
-    """
-    _check_keys(path, "the model", values, {field.name for field in fields(ModelConfig)})
-    sizes = {name: _integer(path, name, values[name], 1, limit) for name, limit in _SIZE_LIMITS.items()}
-    if sizes["n_embd"] % sizes["n_head"]:
-        raise format_error(
-            path, "n_embd to be a multiple of n_head", f"{sizes['n_embd']} and {sizes['n_head']}"
-        )
-    epsilon = _number(path, "layer_norm_epsilon", values["layer_norm_epsilon"], 0.0, 1.0)
-    if epsilon == 0.0:
-        raise format_error(path, "layer_norm_epsilon above 0", epsilon)
-    return ModelConfig(**sizes, layer_norm_epsilon=epsilon)
-
-
-def parse_generation_defaults(
-    values: Mapping[str, Any], *, vocab_size: int, path: Path
-) -> GenerationDefaults:
-    """Make GenerationDefaults out of exactly its fields, each checked for type and range.
-
-    Args:
-        values: the fields, as read from JSON.
-        vocab_size: token ids must be below it.
-        path: the file they come from, for the message.
-
-    Raises:
-        ModelFormatError: a field is missing, unknown or out of range.
-    """
-    _check_keys(path, "the generation settings", values, {field.name for field in fields(GenerationDefaults)})
-    do_sample, prefix, ids = values["do_sample"], values["prefix"], values["eos_token_ids"]
-    if not isinstance(do_sample, bool):
-        raise format_error(path, "do_sample to be true or false", do_sample)
-    if not isinstance(prefix, str) or len(prefix) > _MAX_PREFIX_CHARACTERS:
-        raise format_error(
-            path, f"prefix to be a text of at most {_MAX_PREFIX_CHARACTERS} characters", prefix
-        )
-    if not isinstance(ids, list | tuple) or len(ids) > _MAX_EOS_TOKENS:
-        raise format_error(path, f"eos_token_ids to be a list of at most {_MAX_EOS_TOKENS} ids", ids)
-    temperature = _number(path, "temperature", values["temperature"], 0.0, 1e6)
-    if do_sample and temperature == 0.0:
-        raise format_error(path, "temperature above 0 where do_sample is true", temperature)
-    top_p = _number(path, "top_p", values["top_p"], 0.0, 1.0)
-    if top_p == 0.0:
-        raise format_error(path, "top_p above 0", top_p)
-
-    def optional(name: str, low: int) -> int | None:
-        value = values[name]
-        return None if value is None else _integer(path, name, value, low, _MAX_LENGTH)
-
-    return GenerationDefaults(
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=_integer(path, "top_k", values["top_k"], 0, _MAX_LENGTH),
-        top_p=top_p,
-        min_length=_integer(path, "min_length", values["min_length"], 0, _MAX_LENGTH),
-        max_length=optional("max_length", 1),
-        max_new_tokens=optional("max_new_tokens", 1),
-        min_new_tokens=optional("min_new_tokens", 0),
-        eos_token_ids=tuple(_integer(path, "eos_token_ids", id_, 0, vocab_size - 1) for id_ in ids),
-        prefix=prefix,
-    )
-
-
 def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, str]]]:
     """Return precision, sizes, and of each listed file its size in bytes and SHA-256."""
     if not folder.exists():
@@ -375,7 +217,7 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, s
     version = values.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise format_error(path, f"format_version {FORMAT_VERSION} (export the checkpoint again)", version)
-    _check_keys(path, "the artifact", values, _CONFIG_KEYS)
+    check_keys(path, "the artifact", values, _CONFIG_KEYS)
     precision = values["precision"]
     if precision not in PRECISIONS:
         raise format_error(path, f"precision to be one of {', '.join(PRECISIONS)}", precision)
@@ -400,7 +242,7 @@ def _parse_files(path: Path, values: Mapping[str, Any]) -> dict[str, tuple[int, 
         sha256 = entry["sha256"]
         if not isinstance(sha256, str) or len(sha256) != 64:
             raise format_error(path, f"sha256 of {name} as 64 hexadecimal digits", sha256)
-        listed[name] = (_integer(path, "size_bytes", entry["size_bytes"], 1, 1 << 50), sha256)
+        listed[name] = (check_integer(path, "size_bytes", entry["size_bytes"], 1, 1 << 50), sha256)
     return listed
 
 
@@ -424,6 +266,18 @@ def _check_sha256(folder: Path, name: str, sha256: str) -> None:
     found = _sha256(folder / name)
     if found != sha256:
         raise format_error(folder / name, f"SHA-256 {sha256}", found)
+
+
+def _check_external_data(path: Path) -> None:
+    """Refuse a graph with weights in a file that config.json does not list, and so does not vouch for.
+
+    These are bytes compared, not the graph read: a graph may be written so as to pass. What lies outside
+    the folder is safe even so: ONNX Runtime follows no path and no link out of it.
+    """
+    found = _OTHER_LOCATION.search(path.read_bytes())
+    if found:
+        length, text = found.groups(default=b"\xff")
+        raise format_error(path, f"weights in {EXTERNAL_DATA_FILE} alone", f"{text[: length[0]]!r}")
 
 
 def _sha256(path: Path) -> str:
@@ -455,28 +309,3 @@ def _replace(target: Path, temporary: Path) -> None:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_keys(path: Path, what: str, values: Mapping[str, Any], expected: set[str]) -> None:
-    if values.keys() != expected:
-        missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
-        raise format_error(
-            path, f"{what} to have {', '.join(sorted(expected))}", f"missing {missing}, unknown {unknown}"
-        )
-
-
-def _integer(path: Path, name: str, value: object, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise format_error(path, f"{name} to be an integer from {low} to {high}", value)
-    return value
-
-
-def _number(path: Path, name: str, value: object, low: float, high: float) -> float:
-    # NaN and infinity are outside every range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise format_error(path, f"{name} to be a number from {low} to {high}", value)
-    return float(value)

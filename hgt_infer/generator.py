@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hgt_infer.artifact import GenerationDefaults
 from hgt_infer.device import open_device
 from hgt_infer.engine import Engine
 from hgt_infer.errors import ParameterError, PromptError
 from hgt_infer.loading import load_artifact
+from hgt_infer.model_config import GenerationDefaults
 from hgt_infer.outputs import Completion, GenerationOutput
 from hgt_infer.runner import ModelRunner
 from hgt_infer.sampling_params import SamplingParams, check_int

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hgt_infer.artifact import ModelConfig
 from hgt_infer.device import Device
+from hgt_infer.model_config import ModelConfig
 
 
 class KVCache:

@@ -19,10 +19,10 @@ from hgt_infer.artifact import (
     CONFIG_FILE,
     Artifact,
     check_precision,
-    format_error,
     is_artifact,
     read_artifact,
 )
+from hgt_infer.checked_json import format_error
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
 
 logger = logging.getLogger(__name__)

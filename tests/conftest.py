@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import write_checkpoint
 from transformers import GPT2LMHeadModel
 
@@ -14,6 +15,9 @@ from hgt_infer import Generator
 from hgt_infer.export import export_checkpoint
 
 REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+# ONNX Runtime's threads and torch's would spin against each other on a small machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

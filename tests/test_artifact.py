@@ -3,25 +3,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from hgt_infer import Generator
 from hgt_infer.artifact import (
-    GenerationDefaults,
-    ModelConfig,
     is_artifact,
     new_artifact,
     read_artifact,
-    read_json_object,
     verify_hashes,
     write_metadata,
 )
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
+from hgt_infer.model_config import GenerationDefaults, ModelConfig
 
 CONFIG = ModelConfig(
     n_layer=2, n_head=4, n_embd=32, n_inner=128, n_positions=64, vocab_size=300, layer_norm_epsilon=1e-5
@@ -226,26 +227,71 @@ def test_a_linked_artifact_folder_is_read(folder: Path, tmp_path: Path) -> None:
     assert read_artifact(tmp_path / "link").config == CONFIG
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"format": "hgt-infer"', "expected JSON"),
-        (b"[" * 100_000, "expected JSON"),
-        (b"\xff\xfe", "expected JSON"),
-        (b'{"a": NaN}', "NaN is not JSON"),
-        (b"[1]", "a JSON object"),
-        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "at most 1048576 bytes"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "expected JSON"),
-    ],
-    ids=["cut off", "deep", "no UTF-8", "NaN", "list", "too large", "huge integer"],
-)
-def test_json_that_is_no_bounded_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(ModelFormatError, match=message) as caught:
-        read_json_object(path)
-    assert len(str(caught.value)) < 500
+def test_a_folder_whose_config_is_no_json_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format": "hgt-infer"')
     assert not is_artifact(tmp_path)
+
+
+@pytest.fixture
+def exported(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of a real artifact, to be damaged; beside it and in it lie copies of its weights."""
+    path = tmp_path / "exported"
+    shutil.copytree(artifact, path)
+    for copy in (tmp_path / "outside.dat", path / "inside_too.dat"):
+        shutil.copy(path / "model.onnx.data", copy)
+    (path / "link_there.dat").symlink_to(tmp_path / "outside.dat")
+    return path
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../outside.dat",
+        "{tmp_path}/outside.dat",
+        "inside_too.dat",
+        "link_there.dat",
+        "../exported/model.onnx.data",
+        "model.onnx.data2",
+        "tokenizer.json",
+    ],
+)
+@pytest.mark.parametrize("num_tensors", [None, 1])
+def test_a_graph_with_weights_in_another_file_is_refused(
+    exported: Path, tmp_path: Path, location: str, num_tensors: int | None
+) -> None:
+    location = location.format(tmp_path=tmp_path)
+    path = exported / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    for tensor in external[:num_tensors]:
+        (entry,) = [entry for entry in tensor.external_data if entry.key == "location"]
+        entry.value = location
+    path.write_bytes(model.SerializeToString())
+    list_again(exported, "model.onnx")
+    with pytest.raises(
+        ModelFormatError, match=r"model\.onnx: expected weights in model\.onnx\.data alone"
+    ) as error:
+        Generator(exported, device="cpu")
+    assert location[:100] in str(error.value)
+
+
+def hide_location(folder: Path, graph: bytes, location: bytes) -> None:
+    """Make the graph name another file, its key written as protobuf allows and no library does."""
+    assert len(location) == 14
+    usual = b"\x0a\x08location\x12\x0fmodel.onnx.data"
+    assert usual in graph
+    (folder / "model.onnx").write_bytes(graph.replace(usual, b"\x0a\x88\x00location\x12\x0e" + location))
+    list_again(folder, "model.onnx")
+
+
+@pytest.mark.parametrize("location", [b"../outside.dat", b"/proc/self/exe", b"link_there.dat"])
+def test_onnx_runtime_itself_refuses_weights_outside_of_the_folder(exported: Path, location: bytes) -> None:
+    graph = (exported / "model.onnx").read_bytes()
+    hide_location(exported, graph, b"inside_too.dat")
+    Generator(exported, device="cpu")  # hidden so well that our own check sees nothing
+    hide_location(exported, graph, location)
+    with pytest.raises(ModelFormatError, match=r"ONNX Runtime cannot load it.*External data path"):
+        Generator(exported, device="cpu")
 
 
 def test_nothing_is_seen_at_the_path_before_the_block_ends(tmp_path: Path) -> None:

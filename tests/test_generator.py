@@ -22,9 +22,9 @@ from hgt_infer import (
     PromptError,
     SamplingParams,
 )
-from hgt_infer.artifact import GenerationDefaults
 from hgt_infer.device import count_cuda_devices
 from hgt_infer.generator import resolve
+from hgt_infer.model_config import GenerationDefaults
 
 NUM_GREEDY_TOKENS = 64
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
 
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError, PromptError
-from hgt_infer.export.checkpoint import _build_tokenizer  # the artifact's tokenizer is made by it
+from hgt_infer.export.tokenizer_files import _build_tokenizer  # the artifact's tokenizer is made by it
 from hgt_infer.tokenizer import Tokenizer, clean_up_tokenization
 
 CORPUS = [

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
-from hgt_infer.artifact import ModelConfig
 from hgt_infer.export.precision import convert, float_type
 from hgt_infer.export.sampling_graph import NUM_CANDIDATES, SamplingInputs, sample
+from hgt_infer.model_config import ModelConfig
 
 OPSET = 21
 IR_VERSION = 10

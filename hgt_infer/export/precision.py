@@ -21,10 +21,9 @@ def float_type(precision: str) -> np.dtype[np.floating]:
 def convert(name: str, weight: NDArray[np.float32], precision: str) -> NDArray[np.floating]:
     """Weight in the precision's type; ModelFormatError where a finite value would overflow."""
     dtype = float_type(precision)
-    largest = float(np.abs(weight).max(initial=0.0))
-    if largest > np.finfo(dtype).max:
+    largest, limit = float(np.abs(weight).max(initial=0.0)), float(np.finfo(dtype).max)
+    if largest > limit:
         raise ModelFormatError(
-            f"{name}: largest magnitude {largest:g} does not fit {precision}, which ends at "
-            f"{np.finfo(dtype).max:g}"
+            f"{name}: largest magnitude {largest:g} does not fit {precision}, which ends at {limit:g}"
         )
     return weight.astype(dtype, copy=False)

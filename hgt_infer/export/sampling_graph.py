@@ -141,7 +141,7 @@ def _inverse_cdf(op: Any, weights: Value, uniform: Value, size: int) -> Value:
     cumulative = op.CumSum(weights, 1)
     target = op.Mul(uniform, op.Slice(cumulative, [size - 1], [size], [1]))
     hit = op.And(op.Greater(cumulative, target), op.Greater(weights, 0.0))
-    return op.ArgMax(op.Cast(hit, to=ir.DataType.INT32), axis=1)
+    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)
 
 
 def _sample_wide(
@@ -178,20 +178,20 @@ def _sample_wide(
     through = op.CumSum(block_sums, 1)
     targets = op.Mul(rows.uniforms, op.Slice(through, [num_blocks - 1], [num_blocks], [1]))  # [B, R]
     beyond = op.Greater(op.Unsqueeze(through, [1]), op.Unsqueeze(targets, [2]))  # [B, R, num_blocks]
-    block = op.ArgMax(op.Cast(beyond, to=ir.DataType.INT32), axis=2, keepdims=0)  # [B, R]
+    block = op.ArgMax(op.Cast(beyond, to=ir.DataType.FLOAT), axis=2, keepdims=0)  # [B, R]
     rest = op.Sub(targets, op.GatherElements(op.Sub(through, block_sums), block, axis=1))
     chosen = op.GatherElements(  # [B, R, block_size]
         blocks, op.Expand(op.Unsqueeze(block, [2]), [1, 1, block_size]), axis=1
     )
     hit = op.And(op.Greater(op.CumSum(chosen, 2), op.Unsqueeze(rest, [2])), op.Greater(chosen, 0.0))
-    offset = op.ArgMax(op.Cast(hit, to=ir.DataType.INT32), axis=2)  # [B, R, 1]
+    offset = op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=2)  # [B, R, 1]
     found = op.Squeeze(op.GatherElements(hit, offset, axis=2), [2])
     candidate_probs = op.Squeeze(op.GatherElements(chosen, offset, axis=2), [2])  # [B, R]
     candidate_ids = op.Add(op.Mul(block, block_size), op.Squeeze(offset, [2]))
 
     # Rounding can leave a target beyond its block's last token: such a candidate counts as outside.
     accepted = op.And(found, op.Less(_mass_above(op, probs, candidate_probs), rows.top_p))
-    first = op.ArgMax(op.Cast(accepted, to=ir.DataType.INT32), axis=1)  # [B, 1]
+    first = op.ArgMax(op.Cast(accepted, to=ir.DataType.FLOAT), axis=1)  # [B, 1]
     unresolved = op.And(use_wide, op.Not(op.GatherElements(accepted, first, axis=1)))
     return use_wide, op.GatherElements(candidate_ids, first, axis=1), unresolved, total
 
