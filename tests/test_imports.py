@@ -23,6 +23,8 @@ ALLOWED = {
     "sequence": set(),
     "scheduler": set(),
     "artifact": set(),
+    "checked_json": set(),
+    "model_config": set(),
     "engine": set(),
     "sampling": {"numpy"},
     "kv_cache": {"numpy"},

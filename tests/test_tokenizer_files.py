@@ -90,6 +90,25 @@ def test_the_tokenizer_of_a_layout_is_that_of_transformers(folder: Path, layout:
     assert_tokenizes_as_transformers(folder)
 
 
+@pytest.mark.parametrize(
+    ("merges", "tokens"),
+    [
+        (["b c", "a b"], ["a", "bc"]),
+        (["a b", "b c"], ["ab", "c"]),
+        (["b c", "a b", "b c"], ["a", "bc"]),  # a merge keeps its first rank
+    ],
+)
+def test_merges_are_applied_in_the_order_of_their_lines(
+    folder: Path, merges: list[str], tokens: list[str]
+) -> None:
+    write(folder / "vocab.json", {token: id_ for id_, token in enumerate([END, "a", "b", "c", "ab", "bc"])})
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    assert read_checkpoint(folder).tokenizer.encode("abc").tokens == tokens
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs.is_fast
+    assert theirs.tokenize("abc") == tokens
+
+
 def test_a_special_token_keeps_the_attributes_of_tokenizer_json(folder: Path) -> None:
     fast = tokenizers.Tokenizer.from_str(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
     fast.add_tokens([tokenizers.AddedToken("[NAME]", lstrip=True, special=False)])
@@ -153,4 +172,12 @@ def test_a_damaged_or_foreign_tokenizer_is_refused(
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(ModelFormatError, match=message):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"])
+def test_a_tokenizer_file_beyond_all_measure_is_refused_unread(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as file:
+        file.truncate((64 << 20) + 1)  # a hole: no disk is used
+    with pytest.raises(ModelFormatError, match=rf"{name}: expected at most 67108864 bytes"):
         read_checkpoint(folder)
