@@ -1,0 +1,67 @@
+# Everything runs in .venv, which is made on first use and brought up to date when
+# pyproject.toml or constraints.txt change; else nothing is installed.
+
+BASE ?= scratch
+HANDLE ?= goose_lantern
+SEED ?= 1
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+# The second is enough for `make demo`; the first includes it.
+INSTALLED_ALL := $(VENV)/installed-all
+INSTALLED_TRAIN := $(VENV)/installed-train
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test demo lint format bench clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: $(INSTALLED_ALL)  ## set up .venv with everything
+
+test: lint  ## lint, types, and the tests with coverage
+	@$(PYTHON) -m pytest --cov -m "not slow"
+
+demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
+	@$(PYTHON) -m training --tweets training/sample/tweets.js --handle $(HANDLE) \
+		--base $(BASE) --seed $(SEED) --output build/demo/checkpoint --force
+	@$(PYTHON) -m benchmarks.demo build/demo/checkpoint
+
+lint: $(INSTALLED_ALL)  ## ruff and mypy
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m mypy
+
+format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
+	@$(PYTHON) -m ruff check --fix
+	@$(PYTHON) -m ruff format
+
+bench: $(INSTALLED_ALL)  ## every benchmark; results in build/bench
+	@$(PYTHON) -m pytest benchmarks
+
+clean:  ## remove what was built and cached; .venv stays
+	rm -rf build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks hgt_infer tests training -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
+	@echo "installing everything into $(VENV)"
+	@$(PIP) --editable '.[train,bench,dev]'
+	@touch $(INSTALLED_TRAIN) $@
+
+$(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)
+	@echo "installing into $(VENV) what training and sampling need"
+	@$(PIP) --editable '.[train]'
+	@touch $@
+
+$(PYTHON):
+	@for python in python3.11 python3; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "making $(VENV) with $$($$python --version)"; \
+			$$python -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+			exit 0; \
+		fi; \
+	done; \
+	echo "error: needs Python 3.11 or newer as python3.11 or python3" >&2; exit 1

@@ -1,0 +1,128 @@
+"""What hgt_infer costs besides speed: time to import, time to the first token, memory. Fresh processes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.conftest import Record, recorded_clock
+from benchmarks.environment import REPOSITORY
+
+CASE = "light"
+
+IMPORT = """
+import json, time
+start = time.perf_counter()
+import onnxruntime, tokenizers
+middle = time.perf_counter()
+import hgt_infer
+print(json.dumps({"dependencies_s": middle - start, "hgt_infer_s": time.perf_counter() - middle}))
+"""
+
+FIRST_TOKEN = """
+import json, sys, time
+start = time.perf_counter()
+from hgt_infer import Generator, SamplingParams
+imported = time.perf_counter()
+generator = Generator(sys.argv[1], device="cpu")
+loaded = time.perf_counter()
+generator.generate("abcd", SamplingParams(max_tokens=1))
+end = time.perf_counter()
+print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}))
+"""
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+from hgt_infer import Generator, SamplingParams
+generator = Generator(sys.argv[1], device="cpu", num_slots=int(sys.argv[2]))
+params = SamplingParams(max_tokens=64, min_tokens=64)
+generator.generate([f"ab{number:02}" for number in range(int(sys.argv[2]))], params)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+names = {"resident": "VmRSS", "resident_file": "RssFile", "peak": "VmHWM"}
+print(json.dumps({f"{key}_mb": int(status[name].split()[0]) * 1.024e-3 for key, name in names.items()}))
+"""
+
+CACHE_BYTES_PER_POSITION = 73_728  # 12 layers · keys and values · 768 · 4 bytes
+NUM_SLOTS, MAX_LENGTH, NUM_POSITIONS_USED = 16, 1024, 4 + 64
+
+
+@pytest.mark.benchmark(timer=recorded_clock)
+def test_import(
+    num_rounds: int, benchmark: Any, replay: Callable[[Sequence[float]], None], record: Record
+) -> None:
+    rounds = in_fresh_processes(IMPORT, num_rounds=num_rounds)
+    seconds = [round_["hgt_infer_s"] for round_ in rounds]
+    replay(seconds)
+    dependencies_s = statistics.median(round_["dependencies_s"] for round_ in rounds)
+    benchmark.extra_info["dependencies_s"] = dependencies_s
+    line = (
+        f"import hgt_infer: {1e3 * statistics.median(seconds):.0f} ms "
+        f"on top of {1e3 * dependencies_s:.0f} ms of onnxruntime and tokenizers"
+    )
+    record(CASE, line, {"name": "import", "rounds": rounds})
+
+
+@pytest.mark.benchmark(timer=recorded_clock)
+def test_first_token(
+    artifact: Path,
+    num_rounds: int,
+    benchmark: Any,
+    replay: Callable[[Sequence[float]], None],
+    record: Record,
+) -> None:
+    """The files are in the page cache: the first process, which is not counted, read them."""
+    rounds = in_fresh_processes(FIRST_TOKEN, str(artifact), num_rounds=num_rounds)
+    seconds = [sum(round_.values()) for round_ in rounds]
+    replay(seconds)
+    medians = {name: statistics.median(round_[name] for round_ in rounds) for name in rounds[0]}
+    benchmark.extra_info.update(medians)
+    parts = ", ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in medians.items())
+    line = f"GPT-2 124M to the first token: {statistics.median(seconds):.2f} s ({parts})"
+    record(CASE, line, {"name": "first_token", "rounds": rounds})
+
+
+def test_memory(artifact: Path, record: Record) -> None:
+    [memory] = in_fresh_processes(MEMORY, str(artifact), str(NUM_SLOTS), num_rounds=1, num_warmups=0)
+    weights_mb = sum(file.stat().st_size for file in artifact.glob("model.onnx*")) / 1e6
+    allocated_mb, touched_mb = (
+        memory_budget_mb(weights_mb, num_positions=NUM_SLOTS * length)
+        for length in (MAX_LENGTH, NUM_POSITIONS_USED)
+    )
+    line = (
+        f"GPT-2 124M after {NUM_SLOTS} × 64 tokens: {memory['resident_mb']:,.0f} MB resident "
+        f"({memory['resident_file_mb']:,.0f} MB of it mapped files), peak {memory['peak_mb']:,.0f} MB; "
+        f"budget {allocated_mb:,.0f} MB for {NUM_SLOTS} slots of {MAX_LENGTH} positions, "
+        f"{touched_mb:,.0f} MB for the {NUM_SLOTS} × {NUM_POSITIONS_USED} used"
+    )
+    budgets = {"budget_allocated_mb": allocated_mb, "budget_touched_mb": touched_mb}
+    record(CASE, line, {"name": "memory", **memory, **budgets})
+
+
+def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:
+    """1.25 × (weights + cache) and 150 MB for interpreter, libraries and activations."""
+    return 1.25 * (weights_mb + CACHE_BYTES_PER_POSITION * num_positions / 1e6) + 150
+
+
+def in_fresh_processes(
+    code: str, *arguments: str, num_rounds: int, num_warmups: int = 1
+) -> list[dict[str, float]]:
+    """Run code in a process of its own for each round; it prints one object of numbers."""
+    results = []
+    for _ in range(num_warmups + num_rounds):
+        process = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        results.append(json.loads(process.stdout))
+    return results[num_warmups:]
