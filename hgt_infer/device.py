@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import re
 from typing import Any, Protocol
 
@@ -61,9 +62,9 @@ class Device(Protocol):
 class CpuArray:
     """Host memory: the mirror is the array itself, and copies to it are nothing."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self.host = np.zeros(shape, dtype)  # pages that are never written are never resident
-        self.address = self.host.ctypes.data
+    def __init__(self, host: NDArray[Any]) -> None:
+        self.host = host
+        self.address = host.ctypes.data
 
     def upload(self, num_rows: int) -> None:
         """Nothing to do."""
@@ -85,9 +86,16 @@ class CpuDevice:
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CpuArray:
         """See Device."""
-        return CpuArray(shape, dtype)
+        return CpuArray(np.zeros(shape, dtype))
 
-    cache_array = array
+    def cache_array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CpuArray:
+        """See Device. Pages that no sequence has reached are not resident.
+
+        NumPy would ask for huge pages, and one of 2 MB holds the first positions of several heads: a
+        few short sequences would make the whole cache resident.
+        """
+        memory = mmap.mmap(-1, _num_bytes(shape, dtype))
+        return CpuArray(np.frombuffer(memory, dtype).reshape(shape))
 
     def synchronize(self) -> None:
         """Nothing to do."""
@@ -171,7 +179,11 @@ class CudaDevice:
     def cache_array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CudaArray:
         """See Device. Masked positions are multiplied by 0, so they must not hold NaN: zeroed."""
         array = CudaArray(shape, dtype, self, mirrored=False)
-        self._check(self.cudart.cudaMemset(ctypes.c_void_p(array.address), 0, _size(shape, dtype)))
+        self._check(
+            self.cudart.cudaMemset(
+                ctypes.c_void_p(array.address), 0, ctypes.c_size_t(_num_bytes(shape, dtype))
+            )
+        )
         return array
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -210,8 +222,8 @@ class CudaDevice:
             raise RuntimeError(f"CUDA error {status}")
 
 
-def _size(shape: tuple[int, ...], dtype: DTypeLike) -> ctypes.c_size_t:
-    return ctypes.c_size_t(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+def _num_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def count_cuda_devices() -> int:

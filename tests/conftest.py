@@ -20,7 +20,7 @@ REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", Path(__file__).parent
 torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of reference data that is not part of the project (HGT_REFERENCE_DATA)."""
     if not REFERENCE_DATA.is_dir():

@@ -64,12 +64,20 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
             path = self.path.partition("?")[0]
             hub.requests.append((self.command, path))
             info = re.fullmatch(r"/api/models/(.+?)(?:/revision/[^/]+)?", path)
+            tree = re.fullmatch(r"/api/models/(.+?)/tree/[^/]+", path)
             file = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path)
-            name = (info or file)[1] if info or file else ""
+            match = tree or info or file
+            name = match[1] if match else ""
             if name in hub.gated:
                 self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
             elif name not in repositories:
                 self.send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+            elif tree:
+                entries = [
+                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+                    for path in sorted(repositories[name].iterdir())
+                ]
+                self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
             elif info:
                 folder = repositories[name]
                 siblings = [{"rfilename": path.name} for path in sorted(folder.iterdir())]

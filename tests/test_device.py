@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hgt_infer.device import CpuArray, CpuDevice, CudaArray, CudaDevice, open_device
+from hgt_infer.device import CpuDevice, CudaArray, CudaDevice, open_device
 from hgt_infer.errors import DeviceUnavailableError, ParameterError
 
 
@@ -82,7 +82,7 @@ def test_uploaded_rows_come_back_by_download(device: CpuDevice | HostCudaDevice)
 def test_cuda_copies_the_same_prefix_as_the_cpu() -> None:
     shape = (3, 2, 5, 4)  # slots, heads, positions, head size
     values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    cpu = CpuArray(shape, np.float16)
+    cpu = CpuDevice().cache_array(shape, np.float16)
     cuda = HostCudaDevice().cache_array(shape, np.float16)
     assert (cuda.value.memory == 0).all()
     assert cuda.host.size == 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_checkpoint import END, IDS, SIZES, small_model, update, write, write_small_checkpoint
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, pipeline
 from transformers.pipelines.text_generation import TextGenerationPipeline
+from transformers_version import needs_transformers_4
 
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.model_config import GenerationDefaults
@@ -112,6 +113,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
+@needs_transformers_4
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_defaults_of_a_layout_are_those_of_transformers_pipeline(folder: Path, layout: str) -> None:
     config, generation = LAYOUTS[layout]
@@ -175,6 +177,7 @@ settings_of_one_place = st.fixed_dictionaries({}, optional=SETTINGS)
 prefixes = st.sampled_from([END, "My dream", "", None])
 
 
+@needs_transformers_4
 @settings(
     max_examples=250,
     deadline=None,

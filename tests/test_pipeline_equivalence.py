@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import transformers
 from checkpoints import TASK_PARAMS, write_checkpoint
+from transformers_version import needs_transformers_4
 
 from hgt_infer import Generator
 
-pytestmark = pytest.mark.skipif(
-    not transformers.__version__.startswith("4.57"), reason="compares with transformers 4.57"
-)
+pytestmark = needs_transformers_4
 
 PROMPTS = [
     "My dream is",

@@ -9,6 +9,7 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
+from transformers_version import needs_transformers_4
 
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError, PromptError
 from hgt_infer.export.tokenizer_files import _build_tokenizer  # the artifact's tokenizer is made by it
@@ -47,12 +48,8 @@ def pair(small_bpe: Path) -> tuple[Tokenizer, Any]:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    from conftest import REFERENCE_DATA
-
-    if not REFERENCE_DATA.is_dir():
-        pytest.skip(f"no reference data at {REFERENCE_DATA}; set HGT_REFERENCE_DATA")
-    return save(REFERENCE_DATA / "tokenizer", tmp_path_factory.mktemp("gpt2") / "tokenizer.json")
+def gpt2(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return save(reference_data / "tokenizer", tmp_path_factory.mktemp("gpt2") / "tokenizer.json")
 
 
 # Text of the alphabet's corners, with the special token and BPE's own byte letters inside.
@@ -117,6 +114,7 @@ def test_an_incomplete_character_is_decoded_as_the_replacement_character(gpt2: T
     assert gpt2.decode(llama) == "🦙"
 
 
+@needs_transformers_4
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text=texts)
 def test_any_text_is_encoded_and_decoded_as_transformers_does(pair: tuple[Tokenizer, Any], text: str) -> None:
@@ -141,6 +139,7 @@ def test_any_ids_are_decoded_as_transformers_does(pair: tuple[Tokenizer, Any], i
     )
 
 
+@needs_transformers_4
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(alphabet=" .?!,'ntmsvera", max_size=40))
 def test_clean_up_equals_that_of_transformers(text: str) -> None:

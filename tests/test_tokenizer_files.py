@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from small_checkpoint import END, write, write_small_checkpoint
 from transformers import AutoTokenizer
+from transformers_version import needs_transformers_4
 
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import read_checkpoint
@@ -78,6 +79,7 @@ def assert_tokenizes_as_transformers(folder: Path) -> None:
     assert mine.get_vocab(with_added_tokens=True) == theirs.get_vocab()
 
 
+@needs_transformers_4
 @pytest.mark.parametrize("layout", TOKENIZER_LAYOUTS)
 @pytest.mark.parametrize("source", ["vocab.json", "tokenizer.json"])
 def test_the_tokenizer_of_a_layout_is_that_of_transformers(folder: Path, layout: str, source: str) -> None:
@@ -90,6 +92,7 @@ def test_the_tokenizer_of_a_layout_is_that_of_transformers(folder: Path, layout:
     assert_tokenizes_as_transformers(folder)
 
 
+@needs_transformers_4
 @pytest.mark.parametrize(
     ("merges", "tokens"),
     [

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from small_checkpoint import small_model, update, write, write_small_checkpoint
 from transformers import GPT2LMHeadModel
+from transformers_version import needs_transformers_4
 
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import read_checkpoint
@@ -117,6 +118,7 @@ def test_an_untied_head_is_given(folder: Path, model: Any) -> None:
     np.testing.assert_array_equal(read_checkpoint(folder).weights["lm_head.weight"], head.numpy())
 
 
+@needs_transformers_4
 def test_a_head_that_transformers_would_tie_is_left_out_with_a_warning(
     folder: Path, model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

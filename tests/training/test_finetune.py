@@ -21,8 +21,6 @@ from training.presets import HyperParameters, ScratchModel
 from training.sample_archive import sample_archive
 from training.tweets import read_tweets
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = ["--base", "scratch", "--hidden-size", "64", "--num-layers", "1", "--vocab-size", "400"]
 TINY += ["--block-size", "64", "--batch-size", "4", "--epochs", "2", "--learning-rate", "0.005"]
 
@@ -35,7 +33,7 @@ def tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(one_thread: None, tweets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tweets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("made") / "new" / "goose"
     arguments = ["--tweets", str(tweets), "--handle", "goose_lantern", "--output", str(output)]
     assert main([*arguments, "--seed", "3", *TINY]) == 0

@@ -14,8 +14,6 @@ from training.errors import HyperParameterError, OutputFolderError
 from training.presets import FINE_TUNING, SCRATCH, SCRATCH_MODEL, HyperParameters, ScratchModel
 from training.sample_archive import sample_archive
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = ["--base", "scratch", "--hidden-size", "64", "--num-layers", "1", "--vocab-size", "300"]
 TINY += ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
 
