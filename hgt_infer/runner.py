@@ -25,6 +25,9 @@ from hgt_infer.sampling import (
 from hgt_infer.scheduler import Batch, Copy
 from hgt_infer.sequence import Sequence
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-5, 1e30
+"""What float32 logits can be divided by; below, sampling is greedy, above it is uniform either way."""
+
 CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -158,12 +161,13 @@ class ModelRunner:
     def _write_settings(self, sequence: Sequence) -> None:
         slot, params = sequence.slot, sequence.params
         assert slot is not None
-        greedy = params.temperature == 0
-        on_host = not greedy and GRAPH_MAX_TOP_K < params.top_k < self.config.vocab_size
+        greedy = params.temperature < MIN_TEMPERATURE
+        top_k = params.top_k if params.top_k < self.config.vocab_size else 0
+        on_host = not greedy and top_k > GRAPH_MAX_TOP_K
         # Greedy: of the largest logit and its ties, a tiny nucleus keeps the first.
         row = {
-            "temperature": 1.0 if greedy else params.temperature,
-            "top_k": 1 if greedy or on_host else params.top_k % self.config.vocab_size,
+            "temperature": 1.0 if greedy else min(params.temperature, MAX_TEMPERATURE),
+            "top_k": 1 if greedy or on_host else top_k,
             "top_p": 1e-6 if greedy else (params.top_p if params.top_p < 1 else 2.0),
             "min_length": len(sequence.prompt_token_ids) + params.min_tokens,
         }

@@ -20,7 +20,7 @@ class SamplingParams:
 
     Args:
         n: samples for each prompt, 1 … 16,384.
-        temperature: ≥ 0; 0 is greedy, whatever the other settings say.
+        temperature: ≥ 0; below 1e-5 is greedy, whatever the other settings say.
         top_k: keep the k likeliest tokens (and ties with the last of them); 0 is off. Up to 256 is
             sampled on the device, a larger one on the host, more slowly.
         top_p: keep the smallest set of likeliest tokens whose mass reaches top_p, in (0, 1]; 1 is off.

@@ -105,6 +105,21 @@ def test_the_number_of_slots_changes_no_token(artifact: Path, generator: Generat
     assert few.generate(prompts, SAMPLING[0]) == generator.generate(prompts, SAMPLING[0])
 
 
+def test_a_top_k_of_the_vocabulary_or_more_is_off(generator: Generator) -> None:
+    off = generator.generate("My dream is", SAMPLING[1])
+    for top_k in (398, 10**6):
+        assert generator.generate("My dream is", replace(SAMPLING[1], top_k=top_k)) == off
+
+
+def test_a_tiny_temperature_is_greedy_and_a_huge_one_is_uniform(generator: Generator) -> None:
+    greedy = generator.generate("My dream is", replace(SAMPLING[2], temperature=0))
+    for temperature in (1e-300, 1e-30, 9e-6):
+        assert generator.generate("My dream is", replace(SAMPLING[2], temperature=temperature)) == greedy
+    params = replace(SAMPLING[2], temperature=1e300, n=500, max_tokens=1)
+    ids = [c.token_ids[0] for c in generator.generate("My dream is", params)[0].completions]
+    assert len(set(ids)) > 200  # 398 in all
+
+
 def test_samples_of_one_prompt_differ_and_do_not_depend_on_n(generator: Generator) -> None:
     five = generator.generate("My dream is", replace(SAMPLING[0], n=5))[0].completions
     two = generator.generate("My dream is", replace(SAMPLING[0], n=2))[0].completions
