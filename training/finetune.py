@@ -240,6 +240,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.config.use_cache = True  # some Trainers turn it off while they train
     model.generation_config = GenerationConfig(**sampling, **ids)
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
+        weights.chmod((folder / "config.json").stat().st_mode)
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import doctest
-import importlib
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,6 @@ from training.cleaning import (
     remove_links,
 )
 from training.tweets import Tweet, read_tweets
-
-MODULES = ("tweets", "cleaning", "dataset", "checkpoint", "model_card", "presets")
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"training.{name}")).failed == 0
 
 
 @pytest.mark.parametrize(
