@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from checkpoints import write_checkpoint
@@ -15,6 +16,10 @@ from hgt_infer import Generator
 from hgt_infer.export import export_checkpoint
 
 REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+# No test depends on speed: property tests have no deadline either.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # ONNX Runtime's threads and torch's would spin against each other on a small machine.
 torch.set_num_threads(1)
