@@ -59,13 +59,10 @@ def sample(
     """
     op = builder.op
     window = min(WINDOW, vocab_size)
-    values, ids = _largest(
-        op, logits, rows.too_short, window, vocab_size, eos_token_ids
-    )  # [B, K], descending
+    # [B, window] from here on, descending. Weights are a softmax without its denominator: the peak's is 1.
+    values, ids = _largest(op, logits, rows.too_short, window, vocab_size, eos_token_ids)
     peak = op.Slice(values, [0], [1], [1])
-    weights = op.Exp(
-        op.Div(op.Sub(values, peak), rows.temperature)
-    )  # softmax without its denominator; peak is 1
+    weights = op.Exp(op.Div(op.Sub(values, peak), rows.temperature))
 
     # Ties with the k-th value stay, as in transformers' TopKLogitsWarper.
     no_top_k = op.Less(rows.top_k, 1)
@@ -74,10 +71,9 @@ def sample(
     weights = op.Where(in_top_k, weights, 0.0)
     window_total = op.ReduceSum(weights, [1])
 
+    any_wide = op.ReduceMax(op.Cast(no_top_k, to=ir.DataType.INT32), [0, 1], keepdims=0)
     use_wide, wide_ids, unresolved, total = op.If(
-        op.Cast(
-            op.ReduceMax(op.Cast(no_top_k, to=ir.DataType.INT32), [0, 1], keepdims=0), to=ir.DataType.BOOL
-        ),
+        op.Cast(any_wide, to=ir.DataType.BOOL),
         then_branch=builder.subgraph(
             lambda op: _sample_wide(op, logits, rows, no_top_k, window_total, vocab_size, eos_token_ids),
             [],
@@ -101,9 +97,8 @@ def sample(
     # The nucleus is inclusive: a token stays while the mass of likelier ones is below top_p.
     before = op.CumSum(weights, 1, exclusive=1)
     in_nucleus = op.And(in_top_k, op.Less(before, op.Mul(rows.top_p, total)))
-    rank = _inverse_cdf(
-        op, op.Where(in_nucleus, weights, 0.0), op.Slice(rows.uniforms, [0], [1], [1]), window
-    )
+    weights = op.Where(in_nucleus, weights, 0.0)
+    rank = _inverse_cdf(op, weights, op.Slice(rows.uniforms, [0], [1], [1]), window)
     token_ids = op.Where(use_wide, wide_ids, op.GatherElements(ids, rank, axis=1))
     return op.Squeeze(token_ids, [1]), op.Squeeze(unresolved, [1])
 
