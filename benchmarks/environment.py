@@ -13,6 +13,8 @@ from typing import Any
 LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "numpy", "tokenizers", "torch", "transformers")
 # What the matrix kernels of either side choose by.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+# What changes how threads wait and memory is laid out.
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", "LD_PRELOAD")
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -31,6 +33,7 @@ def capture_environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: number for name in LIBRARIES if (number := _version(name))},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "commit": _commit(),
     }
 
