@@ -30,7 +30,8 @@ from hgt_infer.model_config import (
 
 FORMAT = "hgt-infer"
 FORMAT_VERSION = 1
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+"""NumPy's type of weights, activations and cache; fp32 runs on a CPU, fp16 on CUDA."""
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
@@ -219,7 +220,7 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, s
         raise format_error(path, f"format_version {FORMAT_VERSION} (export the checkpoint again)", version)
     check_keys(path, "the artifact", values, _CONFIG_KEYS)
     precision = values["precision"]
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise format_error(path, f"precision to be one of {', '.join(PRECISIONS)}", precision)
     for name in ("model", "files"):
         if not isinstance(values[name], dict):

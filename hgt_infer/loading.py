@@ -117,8 +117,7 @@ def _export_once(checkpoint: Path, precision: str, cache: Path) -> Artifact:
         for left_over in cache.glob(f".{key}.*.tmp"):  # of an export that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         logger.info("exporting %s in %s to %s", checkpoint, precision, entry)
-        export_checkpoint(checkpoint, entry, precision=precision)
-        return read_artifact(entry)
+        return export_checkpoint(checkpoint, entry, precision=precision)
 
 
 def _read_entry(entry: Path, precision: str) -> Artifact | None:

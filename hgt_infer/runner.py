@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from hgt_infer.artifact import Artifact
+from hgt_infer.artifact import PRECISIONS, Artifact
 from hgt_infer.device import Device, DeviceArray
 from hgt_infer.errors import DeviceUnavailableError, ModelFormatError
 from hgt_infer.kv_cache import KVCache
@@ -27,8 +27,6 @@ from hgt_infer.sequence import Sequence
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-5, 1e30
 """What float32 logits can be divided by; below, sampling is greedy, above it is uniform either way."""
-
-CACHE_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
 
 class ModelRunner:
@@ -53,7 +51,7 @@ class ModelRunner:
             artifact.config,
             num_slots=num_slots,
             max_length=max_length,
-            dtype=CACHE_TYPES[artifact.precision],
+            dtype=PRECISIONS[artifact.precision],
         )
         num_ids = max(num_slots, max_prefill_tokens)
         self.input_ids = device.array((num_ids,), np.int64)

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRAPH_UNIFORMS = 4
-"""Uniforms per step that the graph takes; one more is kept for the host."""
+"""Uniforms per step that the graph takes, a candidate each; one more is the host's."""
 
 UNIFORMS_PER_STEP = GRAPH_UNIFORMS + 1
 
 GRAPH_MAX_TOP_K = 256
-"""Widest top_k that the graph samples itself."""
+"""Widest top_k that the graph samples itself: CUDA's TopK is fast up to here."""
 
 
 def uniforms(seed: int, sample_index: int, num_steps: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 from checkpoints import write_checkpoint
+from small_checkpoint import small_model, write_small_checkpoint
 from transformers import GPT2LMHeadModel
 
 from hgt_infer import Generator
@@ -31,6 +32,18 @@ def reference_data() -> Path:
     if not REFERENCE_DATA.is_dir():
         pytest.skip(f"no reference data at {REFERENCE_DATA}; set HGT_REFERENCE_DATA")
     return REFERENCE_DATA
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """transformers' model of the smallest checkpoint."""
+    return small_model()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The smallest checkpoint, anew for each test, to be changed by it."""
+    return write_small_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture(scope="session")

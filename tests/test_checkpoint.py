@@ -3,17 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_checkpoint import IDS, SIZES, update, write_small_checkpoint
+from small_checkpoint import IDS, SIZES, update
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.model_config import ModelConfig
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_checkpoint(tmp_path / "checkpoint")
 
 
 def test_the_sizes_are_those_of_config_json(folder: Path) -> None:

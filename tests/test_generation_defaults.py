@@ -8,23 +8,13 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from small_checkpoint import END, IDS, SIZES, small_model, update, write, write_small_checkpoint
+from small_checkpoint import END, IDS, SIZES, update, write
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, pipeline
 from transformers.pipelines.text_generation import TextGenerationPipeline
 from transformers_version import needs_transformers_4
 
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.model_config import GenerationDefaults
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_checkpoint(tmp_path / "checkpoint")
 
 
 class StopError(Exception):

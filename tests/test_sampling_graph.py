@@ -16,7 +16,8 @@ from onnxscript import GraphBuilder
 from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from hgt_infer.export.sampling_graph import NUM_CANDIDATES, SamplingInputs, sample
+from hgt_infer.export.sampling_graph import SamplingInputs, sample
+from hgt_infer.sampling import GRAPH_UNIFORMS
 
 ROWS_PER_RUN = 250
 MIN_P_VALUE = 1e-4  # false alarms of a right sampler: 1 in 10,000 per setting
@@ -44,7 +45,7 @@ class Sampler:
                 ("top_k", "INT64", 1),
                 ("top_p", "FLOAT", 1),
                 ("too_short", "BOOL", 1),
-                ("uniforms", "FLOAT", NUM_CANDIDATES),
+                ("uniforms", "FLOAT", GRAPH_UNIFORMS),
             ]
         }
         outputs = sample(
@@ -104,7 +105,7 @@ def draw(
     drawn, num_unresolved = [], 0
     for _ in range(num_draws // ROWS_PER_RUN):
         token_ids, unresolved = sampler(
-            rows, rng.random((ROWS_PER_RUN, NUM_CANDIDATES), np.float32), **settings
+            rows, rng.random((ROWS_PER_RUN, GRAPH_UNIFORMS), np.float32), **settings
         )
         drawn.append(token_ids[~unresolved])
         num_unresolved += int(unresolved.sum())
@@ -162,7 +163,7 @@ def test_draws_follow_the_exact_distribution_in_small_vocabularies(
 def test_a_row_does_not_depend_on_the_rows_beside_it(gpt2_sampler: Sampler) -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 3, (6, 50257)).astype(np.float32)
-    uniforms = rng.random((6, NUM_CANDIDATES), np.float32)
+    uniforms = rng.random((6, GRAPH_UNIFORMS), np.float32)
     settings = {
         "temperature": np.array([1.0, 0.7, 1.3, 1.0, 0.5, 2.0]),
         "top_k": np.array([50, 0, 0, 1, 256, 3]),
@@ -179,7 +180,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(gpt2_sampler: Sampler) -> N
 def test_greedy_takes_the_first_of_equal_logits() -> None:
     logits = np.zeros((1, 300), np.float32)
     logits[0, [7, 100, 250]] = 5.0
-    uniforms = np.full((1, NUM_CANDIDATES), 0.999, np.float32)
+    uniforms = np.full((1, GRAPH_UNIFORMS), 0.999, np.float32)
     token_ids, _ = Sampler(300)(logits, uniforms, temperature=1.0, top_k=1, top_p=1e-6)
     assert token_ids.tolist() == [7]
 
@@ -200,7 +201,7 @@ def test_end_of_text_is_never_drawn_from_a_row_that_is_too_short(
     logits[list(eos_token_ids)] = 9.0  # by far the likeliest
     rows = np.repeat(logits[None], 400, axis=0)
     too_short = np.arange(400) % 2 == 0
-    uniforms = np.random.default_rng(4).random((400, NUM_CANDIDATES), np.float32)
+    uniforms = np.random.default_rng(4).random((400, GRAPH_UNIFORMS), np.float32)
     token_ids, unresolved = Sampler(vocab_size, eos_token_ids)(
         rows, uniforms, temperature=1.0, top_k=top_k, top_p=1.0, too_short=too_short
     )
@@ -213,7 +214,7 @@ def test_end_of_text_is_never_drawn_from_a_row_that_is_too_short(
 def test_suppressing_end_of_text_leaves_k_other_tokens() -> None:
     logits = np.array([5.0, 4.0, 3.0, 2.0, 1.0], np.float32)
     sampler = Sampler(5, (0,))
-    uniforms = np.random.default_rng(5).random((2000, NUM_CANDIDATES), np.float32)
+    uniforms = np.random.default_rng(5).random((2000, GRAPH_UNIFORMS), np.float32)
     token_ids, _ = sampler(
         np.repeat(logits[None], 2000, axis=0), uniforms, temperature=1.0, top_k=2, top_p=1.0, too_short=True
     )
@@ -228,7 +229,7 @@ def test_the_smallest_and_the_largest_uniform_stay_in_the_support(
     logits = np.random.default_rng(6).normal(0, 2.5, (1, 50257)).astype(np.float32)
     settings = {"temperature": 1.0, "top_k": top_k, "top_p": top_p}
     token_ids, unresolved = gpt2_sampler(
-        logits, np.full((1, NUM_CANDIDATES), uniform, np.float32), **settings
+        logits, np.full((1, GRAPH_UNIFORMS), uniform, np.float32), **settings
     )
     assert unresolved[0] or exact_probs(logits[0], settings)[token_ids[0]] > 0
 
@@ -236,6 +237,6 @@ def test_the_smallest_and_the_largest_uniform_stay_in_the_support(
 def test_a_row_without_accepted_candidate_is_reported() -> None:
     """Flat logits, a nucleus of 600 tokens and candidates forced into the tail."""
     logits = np.linspace(0.5, 0, 1000, dtype=np.float32)[None]
-    uniforms = np.full((1, NUM_CANDIDATES), 0.99, np.float32)
+    uniforms = np.full((1, GRAPH_UNIFORMS), 0.99, np.float32)
     _, unresolved = Sampler(1000)(logits, uniforms, temperature=1.0, top_k=0, top_p=0.6)
     assert unresolved.tolist() == [True]

@@ -5,18 +5,12 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from small_checkpoint import END, write, write_small_checkpoint
+from small_checkpoint import END, write
 from transformers import AutoTokenizer
 from transformers_version import needs_transformers_4
 
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import read_checkpoint
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_checkpoint(tmp_path / "checkpoint")
-
 
 TEXTS = [
     "",

@@ -12,23 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_checkpoint import small_model, update, write, write_small_checkpoint
+from small_checkpoint import update, write
 from transformers import GPT2LMHeadModel
 from transformers_version import needs_transformers_4
 
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.weights import weight_shapes
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_small_checkpoint(tmp_path / "checkpoint")
 
 
 def state(model: Any) -> dict[str, torch.Tensor]:

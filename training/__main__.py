@@ -159,9 +159,8 @@ def run(args: argparse.Namespace) -> None:
             seed=seed,
             num_threads=args.threads or (SCRATCH_NUM_THREADS if scratch_model else None),
         )
-        base = (
-            Path(args.base).name if Path(args.base).is_dir() else args.base
-        )  # no local paths in the records
+        # No local paths in the records.
+        base = Path(args.base).name if Path(args.base).is_dir() else args.base
         about_dataset = dataset_record(
             dataset, handle=handle, counts=cleaned.counts, tweet_files=tweet_files, report=report
         )

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
 from hgt_infer.export.precision import convert, float_type
-from hgt_infer.export.sampling_graph import NUM_CANDIDATES, SamplingInputs, sample
+from hgt_infer.export.sampling_graph import SamplingInputs, sample
 from hgt_infer.model_config import ModelConfig
+from hgt_infer.sampling import GRAPH_UNIFORMS
 
 OPSET = 21
 IR_VERSION = 10
@@ -76,7 +77,7 @@ class _GraphBuild:
                 top_k=self.column("top_k", ir.DataType.INT64),
                 top_p=self.column("top_p", ir.DataType.FLOAT),
                 too_short=op.Less(op.Unsqueeze(length, [1]), self.column("min_length", ir.DataType.INT32)),
-                uniforms=self.input("uniforms", ir.DataType.FLOAT, ["batch", NUM_CANDIDATES]),
+                uniforms=self.input("uniforms", ir.DataType.FLOAT, ["batch", GRAPH_UNIFORMS]),
             )
             token_ids, unresolved = sample(
                 self.builder, logits, rows, vocab_size=self.config.vocab_size, eos_token_ids=eos_token_ids

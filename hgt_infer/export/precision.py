@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.errors import ModelFormatError, ParameterError
-
-PRECISIONS: dict[str, np.dtype[np.floating]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-"""fp32 runs on a CPU, fp16 on CUDA; logits and sampling are fp32 in both."""
+from hgt_infer.artifact import PRECISIONS, check_precision
+from hgt_infer.errors import ModelFormatError
 
 
 def float_type(precision: str) -> np.dtype[np.floating]:
     """The NumPy type of a precision's weights, activations and cache."""
-    if precision not in PRECISIONS:
-        raise ParameterError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    return PRECISIONS[precision]
+    check_precision(precision)
+    dtype: np.dtype[np.floating] = np.dtype(PRECISIONS[precision])
+    return dtype
 
 
 def convert(name: str, weight: NDArray[np.float32], precision: str) -> NDArray[np.floating]:

@@ -16,11 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-NUM_CANDIDATES = 4
-"""Uniforms a row consumes in one step: candidates that the rejection sampler draws at once."""
-
-WINDOW = 256
-"""Widest top_k that the graph samples itself; CUDA's TopK is fast up to here."""
+from hgt_infer.sampling import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
 
 Value = Any  # ir.Value, which onnxscript leaves untyped
 
@@ -29,8 +25,8 @@ Value = Any  # ir.Value, which onnxscript leaves untyped
 class SamplingInputs:
     """Settings of each row, all of shape [B, 1] but the uniforms.
 
-    temperature: float, > 0. top_k: int64, 0 is off, 1 … WINDOW otherwise. top_p: float, ≥ 1 is off.
-    too_short: bool, true while the row must not end. uniforms: float [B, NUM_CANDIDATES] in [0, 1).
+    temperature: float, > 0. top_k: int64, 0 is off, 1 … GRAPH_MAX_TOP_K otherwise. top_p: float, ≥ 1 is off.
+    too_short: bool, true while the row must not end. uniforms: float [B, GRAPH_UNIFORMS] in [0, 1).
     """
 
     temperature: Value
@@ -53,12 +49,12 @@ def sample(
     logits: float [B, V]. Returns token_ids int64 [B] and unresolved bool [B]: rows whose candidates
     all fell outside the nucleus (about 1 in 160,000 at top_p 0.95), to be drawn from the logits on the host.
 
-    Rows with top_k, and rows whose nucleus lies within the WINDOW likeliest tokens, are drawn by
+    Rows with top_k, and rows whose nucleus lies within the GRAPH_MAX_TOP_K likeliest tokens, are drawn by
     inverse CDF over that window. The others go through `_sample_wide`, which runs only when some
     row of the batch has no top_k.
     """
     op = builder.op
-    window = min(WINDOW, vocab_size)
+    window = min(GRAPH_MAX_TOP_K, vocab_size)
     # [B, window] from here on, descending. Weights are a softmax without its denominator: the peak's is 1.
     values, ids = _largest(op, logits, rows.too_short, window, vocab_size, eos_token_ids)
     peak = op.Slice(values, [0], [1], [1])
@@ -150,7 +146,7 @@ def _sample_wide(
 ) -> tuple[Value, Value, Value, Value]:
     """Draw from nuclei wider than the window, exactly and without a sort.
 
-    NUM_CANDIDATES tokens are drawn from the whole softmax; the first one inside the nucleus is a
+    GRAPH_UNIFORMS tokens are drawn from the whole softmax; the first one inside the nucleus is a
     sample of the nucleus (rejection sampling). A token is inside when the mass of strictly likelier
     tokens is below top_p. Whether a row comes here depends on its logits only, never on its uniforms.
     """
@@ -194,7 +190,7 @@ def _sample_wide(
 def _mass_above(op: Any, probs: Value, thresholds: Value) -> Value:
     """Mass [B, R] of the tokens strictly likelier than each threshold [B, R]; probs [B, V]."""
     masses = []
-    for index in range(NUM_CANDIDATES):
+    for index in range(GRAPH_UNIFORMS):
         threshold = op.Slice(thresholds, [index], [index + 1], [1])
         masses.append(op.ReduceSum(op.Where(op.Greater(probs, threshold), probs, 0.0), [1]))
     return op.Concat(*masses, axis=1)
