@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import MixedWorkload, Workload
+
+NUM_SLOTS = 16
+NEAR_TIE = 1e-4
+"""Logits that lie closer may change places by rounding: those of the two sides differ by about 2e-5."""
 
 TokenIds = list[tuple[int, ...]]
+AnyWorkload = TypeVar("AnyWorkload", Workload, MixedWorkload, contravariant=True)
 
 
-class Backend(Protocol):
+class Backend(Protocol[AnyWorkload]):
     name: str
 
-    def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+    def generate(self, workload: AnyWorkload, *, greedy: bool = False) -> TokenIds:
         """The new tokens of each sample, in the order of the prompts."""
 
 
 class HgtInfer:
-    """hgt_infer on the CPU in fp32, with its default settings.
+    """hgt_infer on the CPU in fp32, with its default settings; 16 slots.
 
     Its time is from text to text.
     """
@@ -29,21 +36,27 @@ class HgtInfer:
     def __init__(self, model: Path) -> None:
         from hgt_infer import Generator
 
-        self.generator = Generator(model, device="cpu", precision="fp32")
+        self.generator = Generator(model, device="cpu", precision="fp32", num_slots=NUM_SLOTS)
 
-    def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
         from hgt_infer import SamplingParams
 
-        params = SamplingParams(
-            n=workload.n,
-            temperature=0.0 if greedy else workload.temperature,
-            top_k=workload.top_k,
-            top_p=workload.top_p,
-            max_tokens=workload.num_new_tokens,
-            min_tokens=workload.num_new_tokens,
-        )
+        params = [
+            SamplingParams(
+                n=workload.n,
+                temperature=0.0 if greedy else workload.temperature,
+                top_k=workload.top_k,
+                top_p=workload.top_p,
+                max_tokens=length,
+                min_tokens=length,
+            )
+            for length in workload.lengths
+        ]
         outputs = self.generator.generate(list(workload.prompts), params)
         return [completion.token_ids for output in outputs for completion in output.completions]
+
+    def close(self) -> None:
+        self.generator.close()
 
 
 class Transformers:
@@ -66,29 +79,78 @@ class Transformers:
         self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
 
     def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+        settings: dict[str, Any] = {} if greedy else {"num_return_sequences": workload.n}
+        new_ids = self._generate(workload, workload.num_new_tokens, greedy=greedy, **settings)
+        return [row for row in new_ids for _ in range(workload.n if greedy else 1)]
+
+    def generate_padded(self, batch: MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        """All requests at once, until the longest one has its length: rows of that many tokens."""
+        return self._generate(batch, max(batch.lengths), greedy=greedy)
+
+    def _generate(
+        self, workload: Workload | MixedWorkload, num_new_tokens: int, *, greedy: bool, **settings: Any
+    ) -> TokenIds:
         import torch
 
-        settings: dict[str, Any] = {"do_sample": False}
         if not greedy:
-            settings = {
-                "do_sample": True,
+            settings |= {
                 "temperature": workload.temperature,
                 "top_k": workload.top_k,
                 "top_p": workload.top_p,
-                "num_return_sequences": workload.n,
             }
-        input_ids = torch.tensor(workload.prompt_token_ids)
+        pad_id = self.model.generation_config.pad_token_id
+        width = max(map(len, workload.prompt_token_ids))
+        rows = [[pad_id] * (width - len(ids)) + list(ids) for ids in workload.prompt_token_ids]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in workload.prompt_token_ids]
         with torch.inference_mode():
             output_ids = self.model.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=workload.num_new_tokens,
-                min_new_tokens=workload.num_new_tokens,
+                torch.tensor(rows),
+                attention_mask=torch.tensor(mask),
+                max_new_tokens=num_new_tokens,
+                min_new_tokens=num_new_tokens,
+                do_sample=not greedy,
                 use_cache=True,
                 **settings,
             )
-        new_ids = output_ids[:, input_ids.shape[1] :].tolist()
-        return [tuple(row) for row in new_ids for _ in range(workload.n if greedy else 1)]
+        return [tuple(row) for row in output_ids[:, width:].tolist()]
+
+    def margins(self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        """How far each token's logit lies below the largest one (end-of-text's left out): 0 where greedy.
+
+        One run over prompt and tokens, without padding and without a cache.
+        """
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([[*prompt_token_ids, *token_ids]])).logits[0]
+            logits = logits[len(prompt_token_ids) - 1 : -1]  # [tokens, vocabulary]
+            logits[:, self.model.generation_config.eos_token_id] = -torch.inf
+            chosen = logits.gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+            margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
+        return margins
+
+
+class StaticBatches:
+    """Requests of different lengths in batches of one size, in order of arrival; surplus tokens are dropped.
+
+    Each batch is padded on the left and runs until its longest row ends. `generate` computes a row that ends
+    before on and writes padding for it: to stop each row by itself would save nothing. transformers' own
+    continuous batching, its `generate_batch`, fails on a CPU (4.57.6).
+    """
+
+    def __init__(self, generate_padded: Callable[..., TokenIds], batch_size: int) -> None:
+        self.name = f"{Transformers.name}_{batch_size}"
+        self.batch_size = batch_size
+        self._generate_padded = generate_padded
+
+    def generate(self, workload: MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        return [
+            token_ids[:length]
+            for batch in workload.batches(self.batch_size)
+            for token_ids, length in zip(
+                self._generate_padded(batch, greedy=greedy), batch.lengths, strict=True
+            )
+        ]
 
 
 def num_physical_cores() -> int:
@@ -98,7 +160,7 @@ def num_physical_cores() -> int:
     return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
-def check_greedy(ours: Backend, theirs: Backend, workload: Workload) -> None:
+def check_greedy(ours: Backend[Workload], theirs: Backend[Workload], workload: Workload) -> None:
     """Check that both sides choose the same tokens where nothing is random.
 
     Raises:
@@ -110,6 +172,64 @@ def check_greedy(ours: Backend, theirs: Backend, workload: Workload) -> None:
         if len(expected_ids) != workload.num_new_tokens:
             raise ValueError(f"{theirs.name} gave {len(expected_ids)} tokens, not {workload.num_new_tokens}")
         if actual_ids != expected_ids:
-            pairs = zip(expected_ids, actual_ids, strict=False)
-            step = next((step for step, (a, b) in enumerate(pairs) if a != b), "the end")
+            step = _first_difference(expected_ids, actual_ids)
             raise ValueError(f"{ours.name} and {theirs.name} differ in sample {sample} at step {step}")
+
+
+@dataclass(frozen=True)
+class NearTie:
+    """A request in which the two sides differ from `step` on, and rightly so, both.
+
+    margin: the most that any token of either side lies below the largest logit of a run without padding
+    over that side's own tokens.
+    """
+
+    request: int
+    step: int
+    margin: float
+
+
+def check_mixed_greedy(
+    ours: Backend[MixedWorkload],
+    theirs: Backend[MixedWorkload],
+    workload: MixedWorkload,
+    margins: Callable[[Sequence[int], Sequence[int]], Sequence[float]],
+) -> list[NearTie]:
+    """Check that both sides choose the same tokens of every request where nothing is random.
+
+    Padding changes the rounding, so that two logits that are nearly equal may change places. From there on
+    the texts differ, and each side is judged by `margins` (see Transformers) of its own tokens instead.
+
+    Returns:
+        The requests where that was necessary, to be stated with the result.
+
+    Raises:
+        ValueError: a wrong length, or a difference that is not explained by logits within NEAR_TIE.
+    """
+    near_ties = []
+    expected = theirs.generate(workload, greedy=True)
+    actual = ours.generate(workload, greedy=True)
+    for request, length in enumerate(workload.lengths):
+        for side, token_ids in ((ours, actual), (theirs, expected)):
+            if len(token_ids[request]) != length:
+                raise ValueError(
+                    f"{side.name} gave {len(token_ids[request])} tokens for request {request}, not {length}"
+                )
+        if actual[request] != expected[request]:
+            step = _first_difference(expected[request], actual[request])
+            prompt = workload.prompt_token_ids[request]
+            margin = max(*margins(prompt, actual[request]), *margins(prompt, expected[request]))
+            if margin > NEAR_TIE:
+                raise ValueError(
+                    f"{ours.name} and {theirs.name} differ in request {request} at step {step}: tokens "
+                    f"{actual[request][step]} and {expected[request][step]}, and a token of one of them lies "
+                    f"{margin:.2g} below the largest logit, more than {NEAR_TIE:g}"
+                )
+            near_ties.append(NearTie(request, step, margin))
+    return near_ties
+
+
+def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int:
+    """The first place where they differ; the end of the shorter one counts."""
+    pairs = zip(expected, actual, strict=False)
+    return next((step for step, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ _environment = pytest.StashKey[dict[str, Any]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rounds", type=int, default=11, help="timed rounds of each side (default: %(default)s)"
+    )
+    parser.addoption(
+        "--tweets-rounds",
+        type=int,
+        default=1,
+        help="timed rounds of the tweets, some 7 minutes each on 2 cores (default: %(default)s)",
     )
 
 
@@ -66,8 +72,10 @@ def artifact(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hgt_infer(artifact: Path) -> HgtInfer:
-    return HgtInfer(artifact)
+def hgt_infer(artifact: Path) -> Iterator[HgtInfer]:
+    backend = HgtInfer(artifact)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture(scope="session")

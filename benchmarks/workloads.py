@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import secrets
 import shutil
 import string
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,18 @@ SEED = 0
 PROMPT_LENGTH = 4
 BATCH_SIZES = (1, 5, 16)
 END_OF_TEXT = "<|endoftext|>"
+
+NUM_TWEETS = 256
+TWEET_PROMPT_LENGTHS = range(3, 9)
+TWEET_LENGTHS = (
+    (0, 4), (0.05, 11), (0.25, 22), (0.5, 31), (0.75, 49), (0.9, 60), (0.95, 65), (0.99, 74), (1, 110),
+)  # fmt: skip
+"""(quantile, GPT-2 tokens) as measured over real tweets, cleaned; their mean is 34.8.
+
+Both ends are chosen, not measured: with them the lengths that `tweet_length` gives have that mean too.
+"""
+TWEETS_SHA256 = "8c6d3382a22d1825e310f4ce52eb19e4a20366f8ffae00a2d87c4c0c3d31f8a9"
+"""Of the tweets workload's canonical JSON. One that differs is another benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +53,61 @@ class Workload:
         return len(self.prompts) * self.n
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        return (self.num_new_tokens,) * len(self.prompts)
+
+    @property
     def num_tokens(self) -> int:
         return self.batch_size * self.num_new_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedWorkload:
+    """One call: a sample of each prompt, each of a length of its own, in order of arrival.
+
+    Nobody knows the `lengths` (new tokens, end-of-text suppressed) beforehand: they stand for where the
+    model would have ended. prompt_token_ids as in Workload, but of different lengths.
+    """
+
+    prompts: tuple[str, ...]
+    prompt_token_ids: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.95
+
+    @property
+    def n(self) -> int:
+        return 1
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    def batches(self, batch_size: int) -> Iterator[MixedWorkload]:
+        """The requests in order of arrival, batch_size at a time."""
+        for start in range(0, len(self.prompts), batch_size):
+            part = slice(start, start + batch_size)
+            yield replace(
+                self,
+                prompts=self.prompts[part],
+                prompt_token_ids=self.prompt_token_ids[part],
+                lengths=self.lengths[part],
+            )
+
+    def head(self, num_requests: int, *, max_tokens: int) -> MixedWorkload:
+        """The first requests, none longer than max_tokens, to warm up."""
+        first = next(self.batches(num_requests))
+        return replace(first, lengths=tuple(min(length, max_tokens) for length in first.lengths))
+
+    def useful_share(self, batch_size: int) -> float:
+        """Of the tokens that static batches generate, each run until its longest row ends."""
+        batches = [batch.lengths for batch in self.batches(batch_size)]
+        return self.num_tokens / sum(len(lengths) * max(lengths) for lengths in batches)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def random_prompts(batch_size: int) -> Workload:
@@ -48,10 +116,44 @@ def random_prompts(batch_size: int) -> Workload:
     prompts: dict[str, None] = {}
     while len(prompts) < batch_size:
         prompts["".join(rng.choices(string.ascii_letters, k=PROMPT_LENGTH))] = None
-    ids = {character: id_ for id_, character in enumerate(_byte_characters())}
-    return Workload(
-        prompts=tuple(prompts), prompt_token_ids=tuple(tuple(ids[c] for c in prompt) for prompt in prompts)
+    return Workload(prompts=tuple(prompts), prompt_token_ids=_letter_ids(prompts))
+
+
+def tweets() -> MixedWorkload:
+    """256 requests as long as real tweets, with prompts of 3 to 8 letters, each a token of `byte_tokenizer`.
+
+    Each 1/256 of the lengths' distribution gives one length, so that mean and quantiles are those of the
+    tweets and not of a seed; then they are shuffled.
+
+    Raises:
+        ValueError: it is not the workload that TWEETS_SHA256 names.
+    """
+    rng = random.Random(SEED)
+    lengths = [tweet_length((number + rng.random()) / NUM_TWEETS) for number in range(NUM_TWEETS)]
+    rng.shuffle(lengths)
+    prompts: dict[str, None] = {}
+    while len(prompts) < NUM_TWEETS:
+        [length] = rng.choices(TWEET_PROMPT_LENGTHS)
+        prompts["".join(rng.choices(string.ascii_letters, k=length))] = None
+    workload = MixedWorkload(
+        prompts=tuple(prompts), prompt_token_ids=_letter_ids(prompts), lengths=tuple(lengths)
     )
+    if workload.sha256 != TWEETS_SHA256:
+        raise ValueError(f"the tweets workload has SHA-256 {workload.sha256}, not {TWEETS_SHA256}")
+    return workload
+
+
+def tweet_length(quantile: float) -> int:
+    """The whole tokens at a quantile in [0, 1) of TWEET_LENGTHS, linear between its points."""
+    for (low, shorter), (high, longer) in pairwise(TWEET_LENGTHS):
+        if quantile < high:
+            return int(shorter + (longer - shorter) * (quantile - low) / (high - low))
+    raise ValueError(f"a quantile is in [0, 1); got {quantile}")
+
+
+def _letter_ids(prompts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    ids = {character: id_ for id_, character in enumerate(_byte_characters())}
+    return tuple(tuple(ids[character] for character in prompt) for prompt in prompts)
 
 
 def gpt2_124m() -> Any:

@@ -10,15 +10,18 @@ from hgt_infer.errors import (
     ModelNotFoundError,
     ParameterError,
     PromptError,
+    QueueFullError,
 )
 from hgt_infer.generator import Generator
-from hgt_infer.outputs import Completion, GenerationOutput
+from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score, TokenLogprobs
 from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.stats import Percentiles, Stats
 
 __version__ = version("hgt-infer")
 
 __all__ = [
     "Completion",
+    "Delta",
     "DeviceUnavailableError",
     "EngineError",
     "GenerationOutput",
@@ -27,6 +30,11 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "ParameterError",
+    "Percentiles",
     "PromptError",
+    "QueueFullError",
     "SamplingParams",
+    "Score",
+    "Stats",
+    "TokenLogprobs",
 ]

@@ -29,7 +29,7 @@ from hgt_infer.model_config import (
 )
 
 FORMAT = "hgt-infer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 """NumPy's type of weights, activations and cache; fp32 runs on a CPU, fp16 on CUDA."""
 
@@ -216,7 +216,7 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, s
     if values.get("format") != FORMAT:
         raise format_error(path, f'"format": "{FORMAT}"', values.get("format"))
     version = values.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version != FORMAT_VERSION:
         raise format_error(path, f"format_version {FORMAT_VERSION} (export the checkpoint again)", version)
     check_keys(path, "the artifact", values, _CONFIG_KEYS)
     precision = values["precision"]

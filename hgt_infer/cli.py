@@ -1,4 +1,4 @@
-"""The hgt-infer command: generate text, export a checkpoint, describe an artifact."""
+"""The hgt-infer command: generate text, score it, export a checkpoint, describe an artifact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hgt_infer.artifact import read_artifact, verify_hashes
-from hgt_infer.errors import HgtInferError
+from hgt_infer.errors import HgtInferError, ParameterError
 from hgt_infer.generator import DEFAULT_NUM_SLOTS, Generator
 from hgt_infer.sampling_params import SamplingParams
 
@@ -38,18 +38,34 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompts", nargs="+", metavar="PROMPT")
     generate.add_argument("-n", type=int, default=1, help="samples of each prompt (default 1)")
     for name, kind in [
+        ("max-tokens", int),
+        ("min-tokens", int),
         ("temperature", float),
         ("top-k", int),
         ("top-p", float),
-        ("max-tokens", int),
-        ("min-tokens", int),
+        ("min-p", float),
+        ("typical-p", float),
+        ("repetition-penalty", float),
+        ("presence-penalty", float),
+        ("frequency-penalty", float),
+        ("no-repeat-ngram-size", int),
         ("seed", int),
     ]:
-        generate.add_argument(
-            f"--{name}", type=kind, help="default: the checkpoint's" if name != "seed" else None
-        )
+        generate.add_argument(f"--{name}", type=kind, help="default: the checkpoint's, else off")
+    generate.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end a sample here; may be repeated"
+    )
+    generate.add_argument(
+        "--stream", action="store_true", help="print the text as it comes: one prompt, -n 1"
+    )
     generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     generate.add_argument("--num-slots", type=int, default=DEFAULT_NUM_SLOTS, help="sequences at once")
+
+    score = commands.add_parser("score", help="print each text's perplexity, tokens and log-probability")
+    score.set_defaults(run=_score)
+    score.add_argument("model", help="hub id, checkpoint folder or artifact folder")
+    score.add_argument("texts", nargs="+", metavar="TEXT")
+    score.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
     export = commands.add_parser("export", help="write an artifact folder from a checkpoint folder")
     export.set_defaults(run=_export)
@@ -65,12 +81,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(parsed: argparse.Namespace) -> None:
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    params = SamplingParams(**{name: getattr(parsed, name) for name in names})
-    generator = Generator(parsed.model, device=parsed.device, num_slots=parsed.num_slots)
-    for output in generator.generate(parsed.prompts, params, progress=sys.stderr.isatty()):
-        for completion in output.completions:
-            print(output.prompt + completion.text)
+    given = vars(parsed)
+    names = [field.name for field in dataclasses.fields(SamplingParams) if field.name in given]
+    params = SamplingParams(**{name: given[name] for name in names})
+    if parsed.stream and (len(parsed.prompts) > 1 or params.n > 1):
+        raise ParameterError("--stream takes one prompt and -n 1")
+    with Generator(parsed.model, device=parsed.device, num_slots=parsed.num_slots) as generator:
+        if parsed.stream:
+            print(parsed.prompts[0], end="")
+            for delta in generator.stream(parsed.prompts, params):
+                print(delta.text, end="", flush=True)
+            print()
+            return
+        for output in generator.generate(parsed.prompts, params, progress=sys.stderr.isatty()):
+            for completion in output.completions:
+                print(output.prompt + completion.text)
+
+
+def _score(parsed: argparse.Namespace) -> None:
+    with Generator(parsed.model, device=parsed.device) as generator:
+        for score in generator.score(parsed.texts, progress=sys.stderr.isatty()):
+            num_tokens = sum(logprob is not None for logprob in score.logprobs)
+            print(f"{score.perplexity:10.2f} {num_tokens:6d} {score.logprob:12.4f}  {score.text!r:.80}")
 
 
 def _export(parsed: argparse.Namespace) -> None:

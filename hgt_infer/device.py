@@ -26,8 +26,8 @@ class DeviceArray(Protocol):
     host: NDArray[Any]
     address: int
 
-    def upload(self, num_rows: int) -> None:
-        """Copy the first rows of `host` to the device."""
+    def upload(self, stop: int, first_row: int = 0) -> None:
+        """Copy the rows first_row … stop - 1 of `host` to the device."""
 
     def download(self, num_rows: int) -> None:
         """Copy the first rows of the device's array to `host`."""
@@ -66,7 +66,7 @@ class CpuArray:
         self.host = host
         self.address = host.ctypes.data
 
-    def upload(self, num_rows: int) -> None:
+    def upload(self, stop: int, first_row: int = 0) -> None:
         """Nothing to do."""
 
     def download(self, num_rows: int) -> None:
@@ -117,10 +117,11 @@ class CudaArray:
         self.address = int(self.value.data_ptr())
         self.host = np.zeros(shape if mirrored else 0, self.dtype)
 
-    def upload(self, num_rows: int) -> None:
+    def upload(self, stop: int, first_row: int = 0) -> None:
         """See DeviceArray."""
-        rows = self.host[:num_rows]
-        self.device.copy(self.address, rows.ctypes.data, rows.nbytes, HOST_TO_DEVICE)
+        rows = self.host[first_row:stop]
+        address = self.address + first_row * self.host.strides[0]
+        self.device.copy(address, rows.ctypes.data, rows.nbytes, HOST_TO_DEVICE)
 
     def download(self, num_rows: int) -> None:
         """See DeviceArray."""

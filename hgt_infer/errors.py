@@ -33,3 +33,7 @@ class DeviceUnavailableError(HgtInferError, RuntimeError):
 
 class EngineError(HgtInferError, RuntimeError):
     """The device failed while a batch was running."""
+
+
+class QueueFullError(HgtInferError, RuntimeError):
+    """More sequences wait than max_queued_sequences allows: try again later, or elsewhere."""

@@ -1,38 +1,49 @@
-"""Generator: what a caller sees. It joins tokenizer and engine, and resolves settings."""
+"""Generator: what a caller sees. It joins model, tokenizer and engine, and checks every prompt."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import secrets
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 from tqdm import tqdm
 
+from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
 from hgt_infer.device import open_device
 from hgt_infer.engine import Engine
-from hgt_infer.errors import ParameterError, PromptError
+from hgt_infer.errors import ParameterError
 from hgt_infer.loading import load_artifact
-from hgt_infer.model_config import GenerationDefaults
-from hgt_infer.outputs import Completion, GenerationOutput
+from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score
+from hgt_infer.prompts import Params, PromptReader, checked_params
 from hgt_infer.runner import ModelRunner
-from hgt_infer.sampling_params import SamplingParams, check_int
+from hgt_infer.sampling_params import SamplingParams, check_bool, check_int, shown
 from hgt_infer.scheduler import Scheduler
-from hgt_infer.sequence import Sequence, SequenceParams
+from hgt_infer.scoring import score_texts
+from hgt_infer.sequence import Sequence
+from hgt_infer.stats import Stats
 from hgt_infer.tokenizer import Tokenizer, clean_up_tokenization
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_NUM_SLOTS = 16
 MAX_NUM_SLOTS = 4096
-MAX_PREFILL_TOKENS = 1024
-"""Padded prompt tokens of one run: bounds its activations (about 45 KB a token for GPT-2 124M)."""
+DEFAULT_MAX_QUEUED_SEQUENCES = 4096
+MAX_QUEUED_SEQUENCES = 1_000_000
 
 
 class Generator:
     """Samples text from a GPT-2 checkpoint.
+
+    Safe to use from any number of threads and event loops at once: their calls share one batch, and each
+    gets what it would get alone. A process that forks needs a generator of its own in each fork.
+    `close`, leaving a `with` block, or letting go of it ends it.
 
     Args:
         model: a hub id ("huggingtweets/lilyw12_"), a checkpoint folder, or an exported artifact folder.
@@ -42,6 +53,7 @@ class Generator:
         num_slots: sequences that run at once, 1 … 4096; more wait for a free slot.
         max_length: tokens that a sequence can hold, prompt and output together, 2 … n_positions, which
             None stands for.
+        max_queued_sequences: sequences that wait for a slot at most, 1 … 1,000,000.
         cache_dir: where exported checkpoints are kept; None is $HGT_INFER_CACHE or the user's cache folder.
 
     Raises:
@@ -62,33 +74,36 @@ class Generator:
         precision: str = "auto",
         num_slots: int = DEFAULT_NUM_SLOTS,
         max_length: int | None = None,
+        max_queued_sequences: int = DEFAULT_MAX_QUEUED_SEQUENCES,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         check_int("num_slots", num_slots, 1, MAX_NUM_SLOTS)
+        check_int("max_queued_sequences", max_queued_sequences, 1, MAX_QUEUED_SEQUENCES)
         if max_length is not None:
             check_int("max_length", max_length, 2)
         opened = open_device(device)
         native = "fp16" if opened.kind == "cuda" else "fp32"
         if precision not in ("auto", native):
             raise ParameterError(
-                f"precision must be 'auto' or {native!r} on {opened.kind}; got {precision!r}"
+                f"precision must be 'auto' or {native!r} on {opened.kind}; got {shown(precision)}"
             )
         artifact = load_artifact(model, precision=native, cache_dir=cache_dir)
         n_positions = artifact.config.n_positions
         if max_length is not None:
             check_int("max_length", max_length, 2, n_positions)
         self._max_length = max_length or n_positions
-        self._defaults = artifact.generation_defaults
         self._tokenizer = Tokenizer(artifact.tokenizer_path)
-        max_prefill_tokens = max(MAX_PREFILL_TOKENS, self._max_length)
-        runner = ModelRunner(
-            artifact,
-            opened,
-            num_slots=num_slots,
+        self._reader = PromptReader(
+            self._tokenizer,
+            artifact.generation_defaults,
+            vocab_size=artifact.config.vocab_size,
             max_length=self._max_length,
-            max_prefill_tokens=max_prefill_tokens,
         )
-        self._engine = Engine(runner, Scheduler(num_slots, max_prefill_tokens))
+        # Enough to refill every slot at once while the calling thread takes what has ended.
+        self._max_in_flight = 4 * num_slots
+        runner = ModelRunner(artifact, opened, num_slots=num_slots, max_length=self._max_length)
+        self._engine = Engine(runner, Scheduler(num_slots), max_queued_sequences=max_queued_sequences)
+        self._finalizer = weakref.finalize(self, self._engine.close)
         logger.info(
             "%s on %s in %s: %d slots of %d positions, cache %.0f MB",
             artifact.path,
@@ -111,6 +126,10 @@ class Generator:
         top_k: int | None = None,
         top_p: float | None = None,
         min_length: int | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
         return_full_text: bool = True,
         seed: int | None = None,
     ) -> list[Any]:
@@ -122,8 +141,9 @@ class Generator:
             max_new_tokens: most tokens to generate, ≥ 1; wins over max_length.
             max_length: most tokens of prompt and output, ≥ 1; the checkpoint's prefix is not counted.
             do_sample: False takes the likeliest token each time; None is the checkpoint's default.
-            temperature, top_k, top_p: as in SamplingParams; None is the checkpoint's default.
             min_length: the text does not end before this many tokens of prompt and output, ≥ 0.
+            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size: as in
+                SamplingParams; None is the checkpoint's default.
             return_full_text: whether generated_text begins with the prompt.
             seed: as in SamplingParams.
 
@@ -134,12 +154,9 @@ class Generator:
             TypeError: an option that is not listed here.
             ParameterError, PromptError: see `generate`.
         """
-        for name, flag in (("do_sample", do_sample), ("return_full_text", return_full_text)):
-            if not isinstance(flag, bool) and not (name == "do_sample" and flag is None):
-                raise ParameterError(f"{name} must be True or False; got {flag!r}")
+        check_bool("return_full_text", return_full_text)
         check_int("num_return_sequences", num_return_sequences, 1)
-        defaults = self._defaults
-        prefix_length = len(self._tokenizer.encode(defaults.prefix))
+        defaults, prefix_length = self._reader.defaults, self._reader.prefix_length
         if max_length is not None:
             check_int("max_length", max_length, 1)
             defaults = replace(defaults, max_length=max_length + prefix_length, max_new_tokens=None)
@@ -147,6 +164,7 @@ class Generator:
             check_int("min_length", min_length, 0)
             defaults = replace(defaults, min_length=min_length + prefix_length, min_new_tokens=None)
         if do_sample is not None:
+            check_bool("do_sample", do_sample)
             defaults = replace(defaults, do_sample=do_sample, temperature=defaults.temperature or 1.0)
         if max_new_tokens is not None:
             check_int("max_new_tokens", max_new_tokens, 1)
@@ -155,10 +173,14 @@ class Generator:
             temperature=temperature if defaults.do_sample else 0.0,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
             max_tokens=max_new_tokens,
             seed=seed,
         )
-        outputs = self._generate(_as_list(prompts), params, defaults, progress=False)
+        outputs = self._generate(self._reader.groups(prompts, params, defaults), progress=False)
         records = [
             [{"generated_text": self._pipeline_text(output, c, return_full_text)} for c in output.completions]
             for output in outputs
@@ -166,17 +188,14 @@ class Generator:
         return records[0] if isinstance(prompts, str) else records
 
     def generate(
-        self,
-        prompts: str | Seq[str],
-        params: SamplingParams | None = None,
-        *,
-        progress: bool = False,
+        self, prompts: str | Seq[str], params: Params = None, *, progress: bool = False
     ) -> list[GenerationOutput]:
-        """Generate params.n samples for each prompt.
+        """Generate params.n samples for each prompt, and wait for them.
 
         Args:
-            prompts: one text, or a list of them. The checkpoint's prefix is put before each.
-            params: settings of every prompt; what they leave out is the checkpoint's default.
+            prompts: one text, or any number of them. The checkpoint's prefix is put before each.
+            params: settings of every prompt, or as many as there are prompts; what they leave out is the
+                checkpoint's default.
             progress: whether to show a progress bar of finished samples.
 
         Returns:
@@ -185,46 +204,187 @@ class Generator:
         Raises:
             ParameterError: a setting or an argument outside its range.
             PromptError: an empty prompt without a prefix, or one that leaves no room to generate.
-            EngineError: the device failed.
+            EngineError: the device failed, or the generator was closed.
 
         Example:
             outputs = generator.generate(["My dream is"], SamplingParams(n=5, top_p=0.95, seed=1))
             outputs[0].completions[0].text
         """
-        if params is not None and not isinstance(params, SamplingParams):
-            raise ParameterError(f"params must be a SamplingParams; got {params!r}")
-        return self._generate(
-            _as_list(prompts), params or SamplingParams(), self._defaults, progress=progress
-        )
+        check_bool("progress", progress)
+        return self._generate(self._reader.groups(prompts, params), progress=progress)
 
-    def _generate(
-        self, prompts: list[str], params: SamplingParams, defaults: GenerationDefaults, *, progress: bool
-    ) -> list[GenerationOutput]:
-        encoded = self._tokenizer.encode_batch([defaults.prefix + prompt for prompt in prompts])
-        groups = []  # every prompt is checked before the first one runs
-        for prompt, prompt_token_ids in zip(prompts, encoded, strict=True):
-            resolved = resolve(params, defaults, prompt, len(prompt_token_ids), self._max_length)
-            shared = tuple(prompt_token_ids)
-            groups.append([Sequence(shared, resolved, index) for index in range(params.n)])
-        sequences = [sequence for group in groups for sequence in group]
-        with tqdm(total=len(sequences), unit="sample", disable=not progress) as bar:
-            self._engine.generate(sequences, on_finish=lambda sequence: bar.update())
-        return [self._output(prompt, group) for prompt, group in zip(prompts, groups, strict=True)]
+    def generate_iterable(
+        self,
+        prompts: Iterable[str],
+        params: SamplingParams | None = None,
+        *,
+        in_order: bool = True,
+        progress: bool = False,
+    ) -> Iterator[GenerationOutput]:
+        """Generate for prompts that need not fit in memory: each is taken when there is room for its samples.
 
-    def _output(self, prompt: str, group: list[Sequence]) -> GenerationOutput:
-        completions = []
-        for sequence in group:
-            assert sequence.finish_reason is not None
-            completions.append(
-                Completion(
-                    index=sequence.sample_index,
-                    text=self._tokenizer.decode(sequence.output_token_ids),
-                    token_ids=tuple(sequence.output_token_ids),
-                    finish_reason=sequence.finish_reason,
-                )
+        Args:
+            prompts: texts, taken on the caller's thread, a bounded number ahead of what was yielded.
+            params: settings of every prompt.
+            in_order: whether outputs come in the prompts' order instead of as they are done.
+            progress: whether to show a progress bar of finished samples.
+
+        Yields:
+            One output per prompt. Leaving the loop early cancels the rest.
+
+        Raises:
+            ParameterError, PromptError, EngineError: see generate; for a prompt, when it is its turn.
+
+        Example:
+            with open("prompts.txt") as prompts:
+                for output in generator.generate_iterable(line.strip() for line in prompts):
+                    print(output.completions[0].text)
+        """
+        check_bool("in_order", in_order)
+        check_bool("progress", progress)
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise ParameterError(f"prompts must be an iterable of strings; got {shown(prompts)}")
+        checked = checked_params(params)
+        groups = (self._reader.group(index, prompt, checked) for index, prompt in enumerate(prompts))
+        return self._iterate(groups, in_order=in_order, progress=progress)
+
+    def stream(self, prompts: str | Seq[str], params: Params = None) -> Iterator[Delta]:
+        """Generate, and give out the text as it comes; several samples come interleaved.
+
+        The samples are queued before this returns. Closing the iterator, or letting go of it, frees their
+        slots within a step.
+
+        Args:
+            prompts, params: as in generate, but best_of is not possible.
+
+        Yields:
+            What a sample has grown by: see Delta.
+
+        Raises:
+            QueueFullError: more sequences would wait than max_queued_sequences.
+            ParameterError, PromptError, EngineError: see generate.
+
+        Example:
+            for delta in generator.stream("My dream is"):
+                print(delta.text, end="")
+        """
+        stream = self._stream(self._reader.stream_groups(prompts, params))
+        next(stream)  # submits, and is not a delta
+        return cast("Iterator[Delta]", stream)
+
+    def _stream(self, groups: list[PromptGroup]) -> Iterator[Delta | None]:
+        """A method: the stream keeps its generator."""
+        yield from deltas(self._engine, groups)
+
+    async def astream(self, prompts: str | Seq[str], params: Params = None) -> AsyncIterator[Delta]:
+        """As stream, for `async for`; it starts with the first delta that is awaited."""
+        groups = await asyncio.to_thread(self._reader.stream_groups, prompts, params)
+        sequences = [sequence for group in groups for sequence in group.sequences(is_stream=True)]
+        async with aclosing(async_events(self._engine, sequences, is_stream=True)) as events:
+            async for event in events:
+                assert isinstance(event, Delta)
+                yield event
+
+    async def agenerate(self, prompts: str | Seq[str], params: Params = None) -> list[GenerationOutput]:
+        """As generate, awaited; cancelling the task frees its slots within a step.
+
+        Raises:
+            QueueFullError: more sequences would wait than max_queued_sequences; n counts n.
+            ParameterError, PromptError, EngineError: see generate.
+        """
+        groups = await asyncio.to_thread(self._reader.groups, prompts, params)
+        sequences = [sequence for group in groups for sequence in group.sequences()]
+        async with aclosing(async_events(self._engine, sequences, is_stream=False)) as events:
+            async for event in events:
+                assert isinstance(event, Sequence)
+                groups[event.prompt_index].finished.append(event)
+        return [group.output() for group in groups]
+
+    def score(
+        self, texts: str | Seq[str], *, stride: int | None = None, progress: bool = False
+    ) -> list[Score]:
+        """Compute each text's log-probability, token by token, and its perplexity.
+
+        The checkpoint's prefix is put before each text. A text longer than max_length is scored by a sliding
+        window of max_length tokens: each token in the first window that has it, with at least
+        max_length - stride tokens before it.
+
+        Args:
+            texts: one text, or any number of them, of at most 10,000,000 characters each.
+            stride: tokens that the window moves by, 1 … max_length - 1; None is half of max_length.
+            progress: whether to show a progress bar of finished texts.
+
+        Returns:
+            One score per text, in their order.
+
+        Raises:
+            ParameterError: an argument outside its range.
+            PromptError: a text without a token to score, or too long.
+            EngineError: the device failed, or the generator was closed.
+
+        Example:
+            generator.score("I love cookies.")[0].perplexity
+        """
+        check_bool("progress", progress)
+        if stride is None:
+            stride = self._max_length // 2
+        check_int("stride", stride, 1, self._max_length - 1)
+        scored = self._reader.scored_texts(texts)
+        scores: list[Any] = [None] * len(scored)
+        with tqdm(total=len(scored), unit="text", disable=not progress) as bar:
+            for index, score in score_texts(
+                self._engine,
+                scored,
+                max_length=self._max_length,
+                stride=stride,
+                max_in_flight=self._max_in_flight,
+            ):
+                scores[index] = score
+                bar.update()
+        return scores
+
+    def stats(self) -> Stats:
+        """Return counts and times since the generator was made: see Stats."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """End the generator. Whoever waits for it, or calls it later, gets an EngineError."""
+        self._finalizer()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generate(self, groups: list[PromptGroup], *, progress: bool) -> list[GenerationOutput]:
+        total = sum(group.num_samples for group in groups)
+        with tqdm(total=total, unit="sample", disable=not progress) as bar:
+            done = run_groups(
+                self._engine,
+                groups,
+                max_in_flight=self._max_in_flight,
+                in_order=False,
+                on_finish=bar.update,
             )
-        first = group[0]
-        return GenerationOutput(prompt, first.prompt_token_ids, tuple(completions), first.params.seed)
+            for _ in done:
+                pass
+        return [group.output() for group in groups]
+
+    def _iterate(
+        self, groups: Iterator[PromptGroup], *, in_order: bool, progress: bool
+    ) -> Iterator[GenerationOutput]:
+        with tqdm(unit="sample", disable=not progress) as bar:
+            for group in run_groups(
+                self._engine,
+                groups,
+                max_in_flight=self._max_in_flight,
+                in_order=in_order,
+                on_finish=bar.update,
+            ):
+                yield group.output()
 
     def _pipeline_text(self, output: GenerationOutput, completion: Completion, full: bool) -> str:
         """transformers cleans up the decoded whole and cuts the decoded prompt off by its length."""
@@ -234,62 +394,3 @@ class Generator:
         )
         generated = whole[len(prompt) :]
         return output.prompt + generated if full else generated
-
-
-def resolve(
-    params: SamplingParams, defaults: GenerationDefaults, prompt: str, prompt_length: int, max_length: int
-) -> SequenceParams:
-    """Settle every setting of one prompt: the caller's, else the checkpoint's, within the cache.
-
-    Args:
-        params: what the caller gave.
-        defaults: what the checkpoint says.
-        prompt: the text, for the message of an error.
-        prompt_length: its tokens, prefix included.
-        max_length: tokens that a slot of the cache holds.
-
-    Raises:
-        PromptError: the prompt has no tokens, or leaves no room for one more.
-    """
-    shown = repr(prompt if len(prompt) <= 60 else prompt[:57] + "...")
-    if prompt_length == 0:
-        raise PromptError("the prompt is empty, and this checkpoint has no prefix to start from")
-    room = max_length - prompt_length
-    if room < 1:
-        raise PromptError(
-            f"prompt {shown} has {prompt_length} tokens: no room to generate in a context of {max_length}"
-        )
-    max_tokens = params.max_tokens or defaults.max_new_tokens
-    if max_tokens is None and defaults.max_length is not None:
-        max_tokens = defaults.max_length - prompt_length
-        if max_tokens < 1:
-            raise PromptError(
-                f"prompt {shown} has {prompt_length} tokens: no room to generate in a "
-                f"max_length of {defaults.max_length} (prefix included)"
-            )
-    max_tokens = min(max_tokens or room, room)
-    min_tokens = params.min_tokens
-    if min_tokens is None:
-        min_tokens = defaults.min_new_tokens
-    if min_tokens is None:
-        min_tokens = max(0, defaults.min_length - prompt_length)
-    temperature = params.temperature
-    if temperature is None:
-        temperature = defaults.temperature if defaults.do_sample else 0.0
-    return SequenceParams(
-        temperature=temperature,
-        top_k=defaults.top_k if params.top_k is None else params.top_k,
-        top_p=defaults.top_p if params.top_p is None else params.top_p,
-        max_tokens=max_tokens,
-        min_tokens=min(min_tokens, max_tokens),
-        eos_token_ids=frozenset(defaults.eos_token_ids),
-        seed=secrets.randbits(64) if params.seed is None else params.seed,
-    )
-
-
-def _as_list(prompts: str | Seq[str]) -> list[str]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Seq) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ParameterError(f"prompts must be a string or a sequence of strings; got {prompts!r:.80}")
-    return list(prompts)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgt_infer.checked_json import check_integer, check_keys, check_number, format_error
+from hgt_infer.sampling_params import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 
 # Larger than any GPT-2 by far, small enough that no product of two of them overflows int64.
 _SIZE_LIMITS = {
@@ -71,6 +72,10 @@ class GenerationDefaults:
         min_new_tokens: EOS is not sampled before this many new tokens.
         eos_token_ids: a sequence ends at any of these.
         prefix: text that is put before every prompt; "" for none.
+        min_p: tokens stay that are at least this many times as likely as the likeliest; 0 keeps all.
+        typical_p: mass of the tokens nearest to the entropy that stay; 1.0 keeps all.
+        repetition_penalty: divides the logits of tokens that occurred, multiplies negative ones; 1.0 is off.
+        no_repeat_ngram_size: tokens in a row that do not occur twice; 0 is off.
     """
 
     do_sample: bool
@@ -83,6 +88,10 @@ class GenerationDefaults:
     min_new_tokens: int | None
     eos_token_ids: tuple[int, ...]
     prefix: str
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
 
 def parse_model_config(values: Mapping[str, Any], *, path: Path) -> ModelConfig:
@@ -133,9 +142,12 @@ def parse_generation_defaults(
     temperature = check_number(path, "temperature", values["temperature"], 0.0, 1e6)
     if do_sample and temperature == 0.0:
         raise format_error(path, "temperature above 0 where do_sample is true", temperature)
-    top_p = check_number(path, "top_p", values["top_p"], 0.0, 1.0)
-    if top_p == 0.0:
-        raise format_error(path, "top_p above 0", top_p)
+
+    def mass(name: str) -> float:
+        value = check_number(path, name, values[name], 0.0, 1.0)
+        if value == 0.0:
+            raise format_error(path, f"{name} above 0", value)
+        return value
 
     def optional(name: str, low: int) -> int | None:
         value = values[name]
@@ -145,11 +157,23 @@ def parse_generation_defaults(
         do_sample=do_sample,
         temperature=temperature,
         top_k=check_integer(path, "top_k", values["top_k"], 0, _MAX_LENGTH),
-        top_p=top_p,
+        top_p=mass("top_p"),
         min_length=check_integer(path, "min_length", values["min_length"], 0, _MAX_LENGTH),
         max_length=optional("max_length", 1),
         max_new_tokens=optional("max_new_tokens", 1),
         min_new_tokens=optional("min_new_tokens", 0),
         eos_token_ids=tuple(check_integer(path, "eos_token_ids", id_, 0, vocab_size - 1) for id_ in ids),
         prefix=prefix,
+        min_p=check_number(path, "min_p", values["min_p"], 0.0, 1.0),
+        typical_p=mass("typical_p"),
+        repetition_penalty=check_number(
+            path,
+            "repetition_penalty",
+            values["repetition_penalty"],
+            MIN_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
+        ),
+        no_repeat_ngram_size=check_integer(
+            path, "no_repeat_ngram_size", values["no_repeat_ngram_size"], 0, _MAX_LENGTH
+        ),
     )

@@ -1,9 +1,20 @@
-"""Random numbers of a sequence, and exact sampling on the host for the rows that the graph leaves."""
+"""Random numbers of a sequence, and its logits and tokens on the host, one row at a time.
+
+The host samples, exactly, the rows that the graph does not, and keeps for all of them the two rows of
+adjustments that the graph reads. Filters, their order and their borders are transformers'. process_logits
+works in float32, as transformers and the graph do, filtered_probs and token_logprobs in float64.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from hgt_infer.errors import EngineError, ParameterError
+from hgt_infer.outputs import TokenLogprobs
+from hgt_infer.sequence import SequenceParams
 
 GRAPH_UNIFORMS = 4
 """Uniforms per step that the graph takes, a candidate each; one more is the host's."""
@@ -12,6 +23,11 @@ UNIFORMS_PER_STEP = GRAPH_UNIFORMS + 1
 
 GRAPH_MAX_TOP_K = 256
 """Widest top_k that the graph samples itself: CUDA's TopK is fast up to here."""
+
+MIN_TEMPERATURE = 1e-5
+"""Below, sampling is greedy."""
+
+_LOWEST = np.finfo(np.float32).min  # above -inf alone, which no filter lets through
 
 
 def uniforms(seed: int, sample_index: int, num_steps: int) -> NDArray[np.float32]:
@@ -26,37 +42,251 @@ def uniforms(seed: int, sample_index: int, num_steps: int) -> NDArray[np.float32
     """
     stream = np.random.Philox(key=np.array([seed, sample_index], dtype=np.uint64))
     words = stream.random_raw(num_steps * UNIFORMS_PER_STEP)
-    return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(num_steps, -1)
+    return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(
+        num_steps, UNIFORMS_PER_STEP
+    )
 
 
-def filtered_probs(
-    logits: NDArray[np.float32], *, temperature: float, top_k: int, top_p: float
-) -> NDArray[np.float64]:
-    """The distribution [V] that a row is sampled from; logits [V].
+def is_adjusted(params: SequenceParams) -> bool:
+    """Whether the row needs what `adjustment` returns."""
+    return bool(
+        params.logit_bias
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.allowed_token_ids is not None
+        or params.repetition_penalty != 1
+        or any(len(ids) == 1 for ids in params.bad_words_ids)
+    )
 
-    temperature > 0; top_k 0 is off; top_p >= 1 is off. Order and borders as in transformers: ties with
-    the k-th logit stay; a token stays while the mass of the tokens before it is below top_p.
+
+def needs_host(params: SequenceParams, vocab_size: int) -> bool:
+    """Whether the row has a filter that the graph has not, and is sampled by `sample_row`."""
+    if params.temperature >= MIN_TEMPERATURE and (
+        params.typical_p < 1 or GRAPH_MAX_TOP_K < params.top_k < vocab_size
+    ):
+        return True
+    return bool(
+        params.no_repeat_ngram_size
+        or params.logits_processor is not None
+        or (params.stop_token_ids and params.min_tokens)
+        or any(len(ids) > 1 for ids in params.bad_words_ids)
+    )
+
+
+def adjustment(
+    params: SequenceParams,
+    prompt_token_ids: Sequence[int],
+    output_token_ids: Sequence[int],
+    vocab_size: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the graph does to a row's logits l first: l + logit_bias, then · or / repetition_penalty.
+
+    Returns logit_bias [V], in which presence_penalty, frequency_penalty, bad words of one token and
+    allowed_token_ids are too, and repetition_penalty [V], 1 where a token has not occurred.
     """
-    scaled = logits.astype(np.float64) / temperature
-    if 0 < top_k < len(scaled):
-        kth = np.partition(scaled, -top_k)[-top_k]
-        scaled = np.where(scaled < kth, -np.inf, scaled)
-    probs: NDArray[np.float64] = np.exp(scaled - scaled.max())
-    probs /= probs.sum()
-    if top_p < 1:
-        order = np.argsort(-probs, kind="stable")
-        descending = probs[order]
-        mass_before = np.cumsum(descending) - descending
-        probs[order[mass_before >= top_p]] = 0.0
-        probs /= probs.sum()
+    logit_bias = np.zeros(vocab_size, np.float32)
+    if params.logit_bias:
+        ids, biases = zip(*params.logit_bias, strict=True)
+        logit_bias[list(ids)] = biases
+    if params.allowed_token_ids is not None:
+        is_allowed = np.zeros(vocab_size, np.bool_)
+        is_allowed[list(params.allowed_token_ids)] = True
+        logit_bias[~is_allowed] = -np.inf
+    logit_bias[[ids[0] for ids in params.bad_words_ids if len(ids) == 1]] = -np.inf
+    repetition_penalty = np.ones(vocab_size, np.float32)
+    repetition_penalty[list(prompt_token_ids)] = params.repetition_penalty
+    seen = set()
+    for token_id in output_token_ids:
+        add_token(logit_bias, repetition_penalty, params, token_id, token_id not in seen)
+        seen.add(token_id)
+    return logit_bias, repetition_penalty
+
+
+def add_token(
+    logit_bias: NDArray[np.float32],
+    repetition_penalty: NDArray[np.float32],
+    params: SequenceParams,
+    token_id: int,
+    is_first: bool,
+) -> None:
+    """Bring what `adjustment` returned up to date with one more output token, in place.
+
+    is_first: whether the token was not among the output tokens before.
+    """
+    logit_bias[token_id] -= params.frequency_penalty + (params.presence_penalty if is_first else 0)
+    repetition_penalty[token_id] = params.repetition_penalty
+
+
+def process_logits(
+    logits: NDArray[np.float32],
+    logit_bias: NDArray[np.float32] | None,
+    repetition_penalty: NDArray[np.float32] | None,
+    params: SequenceParams,
+    token_ids: Sequence[int],
+    num_output_tokens: int,
+) -> NDArray[np.float32]:
+    """A row's logits [V] behind every filter that comes before temperature, as a new array.
+
+    Args:
+        logits: the model's own [V].
+        logit_bias, repetition_penalty: as `adjustment` returns them, or None for a row that needs none.
+        params: the row's settings.
+        token_ids: of prompt and output.
+        num_output_tokens: how many of them are output.
+
+    Raises:
+        ParameterError: params.logits_processor returned something else than logits.
+        Exception: whatever params.logits_processor raised.
+    """
+    logits = logits.copy() if logit_bias is None else logits + logit_bias
+    if repetition_penalty is not None:
+        seen = np.flatnonzero(repetition_penalty != 1)
+        values, penalties = logits[seen], repetition_penalty[seen]
+        logits[seen] = np.where(values < 0, values * penalties, values / penalties)
+    logits[_repeated_ngram_ends(params.no_repeat_ngram_size, token_ids)] = -np.inf
+    for ids in params.bad_words_ids:
+        # A word that begins with the first token of all is let through, as in transformers.
+        if 1 < len(ids) <= len(token_ids) and tuple(token_ids[1 - len(ids) :]) == ids[:-1]:
+            logits[ids[-1]] = -np.inf
+    if num_output_tokens < params.min_tokens:
+        logits[list(params.eos_token_ids | params.stop_token_ids)] = -np.inf
+    if params.logits_processor is not None:
+        logits = _checked_logits(params.logits_processor(list(token_ids), logits), len(logits))
+    return logits
+
+
+def _repeated_ngram_ends(size: int, token_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The tokens that would end an n-gram of this size which is in token_ids already."""
+    if not 0 < size <= len(token_ids):
+        return np.empty(0, np.int64)
+    ids = np.asarray(token_ids, np.int64)
+    ngrams = np.lib.stride_tricks.sliding_window_view(ids, size)  # [len(ids) - size + 1, size]
+    begins_alike = (ngrams[:, :-1] == ids[len(ids) - size + 1 :]).all(axis=1)
+    ends: NDArray[np.int64] = ngrams[begins_alike, -1]
+    return ends
+
+
+def _checked_logits(result: object, vocab_size: int) -> NDArray[np.float32]:
+    """What a logits_processor returned, as float32 [V] without NaN and +infinity."""
+    expected = f"logits_processor must return a float array of shape [{vocab_size}]"
+    if not isinstance(result, np.ndarray) or result.dtype.kind != "f" or result.shape != (vocab_size,):
+        found = type(result).__name__
+        if isinstance(result, np.ndarray):
+            found = f"{result.dtype} {list(result.shape)}"
+        raise ParameterError(f"{expected}; got {found:.60}")
+    with np.errstate(over="ignore"):
+        logits = result.astype(np.float32)
+    if not (logits < np.inf).all():  # NaN is not below it either
+        raise ParameterError(f"{expected} without NaN and without +infinity; got one at {logits.argmax()}")
+    return logits
+
+
+def filtered_probs(logits: NDArray[np.float32], params: SequenceParams) -> NDArray[np.float64]:
+    """The distribution [V] that a row is sampled from; logits [V] as from process_logits.
+
+    Order and borders as in transformers: ties with the k-th logit stay; a token stays while the mass of
+    likelier ones is below top_p, and of ties at that border those with the lowest ids.
+
+    Raises:
+        ParameterError: no logit is above -infinity.
+        EngineError: a logit is NaN or +infinity.
+    """
+    ids, weights = _candidates(logits, params)
+    probs = np.zeros(len(logits))
+    probs[ids] = weights / weights.sum()
     return probs
 
 
-def sample_row(
-    logits: NDArray[np.float32], uniform: float, *, temperature: float, top_k: int, top_p: float
-) -> int:
-    """Draw one token id from a row of logits [V] by inverse CDF; uniform in [0, 1)."""
-    probs = filtered_probs(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    support = np.flatnonzero(probs)
-    cumulative = np.cumsum(probs[support])
-    return int(support[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+def sample_row(logits: NDArray[np.float32], uniform: float, params: SequenceParams) -> int:
+    """Draw one token id by inverse CDF; logits [V] as from process_logits, uniform in [0, 1).
+
+    Greedy is the first of the largest logits. Raises as filtered_probs does.
+    """
+    ids, weights = _candidates(logits, params)
+    cumulative = np.cumsum(weights)
+    return int(ids[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])
+
+
+def _candidates(
+    logits: NDArray[np.float32], params: SequenceParams
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids of the tokens that the filters leave, ascending, and their probabilities but for a factor."""
+    peak = logits.max()
+    if peak == -np.inf:
+        raise ParameterError("the filters leave no token: every logit is -infinity")
+    if not np.isfinite(peak):
+        raise EngineError(f"the model's logits are not finite: the largest is {peak}")
+    if params.temperature < MIN_TEMPERATURE:
+        return np.array([logits.argmax()]), np.ones(1)
+    lowest = _LOWEST
+    if 0 < params.top_k < len(logits):
+        lowest = max(lowest, np.partition(logits, -params.top_k)[-params.top_k])
+    ids = np.flatnonzero(logits >= lowest)
+    scaled = (logits[ids].astype(np.float64) - peak) / params.temperature
+    weights = np.exp(scaled)  # the likeliest token's is 1
+    if params.top_p < 1:
+        keys = -weights
+        last, rank = _reach(keys, weights, params.top_p * weights.sum())
+        kept = np.flatnonzero(keys <= last)
+        surplus = len(kept) - (rank + 1)  # ties with the last one
+        if surplus:
+            kept = np.delete(kept, np.flatnonzero(keys[kept] == last)[-surplus:])
+        ids, scaled, weights = ids[kept], scaled[kept], weights[kept]
+    if params.min_p > 0:
+        kept = np.flatnonzero(weights >= params.min_p)
+        ids, scaled, weights = ids[kept], scaled[kept], weights[kept]
+    if params.typical_p < 1:
+        total = weights.sum()
+        information = np.log(total) - scaled
+        entropy = (weights * information).sum() / total
+        distance = np.abs(information - entropy)
+        last, _ = _reach(distance, weights, params.typical_p * total)
+        kept = np.flatnonzero(distance <= last)
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
+
+
+def _reach(keys: NDArray[np.float64], weights: NDArray[np.float64], mass: float) -> tuple[float, int]:
+    """The smallest key up to which the weights reach mass, and how many come before where they reach it.
+
+    Weights are added up in ascending order of their keys. Only as many as it takes are sorted.
+    """
+    nearest = np.arange(len(keys))
+    size = 512
+    while size < len(keys):
+        part = np.argpartition(keys, size)[:size]
+        if weights[part].sum() >= mass:
+            nearest = part
+            break
+        size *= 4
+    order = nearest[np.argsort(keys[nearest])]
+    reached = np.searchsorted(np.cumsum(weights[order]), mass)
+    rank = min(int(reached), len(order) - 1)  # rounding may leave the whole sum short of the mass
+    return float(keys[order[rank]]), rank
+
+
+def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
+    """The log-probability of a token and of the num_top likeliest ones; logits [V], the model's own.
+
+    The likeliest come first, of equally likely ones that with the lowest id.
+
+    >>> token_logprobs(np.zeros(4, np.float32), 3, 1)
+    TokenLogprobs(token_id=3, logprob=-1.3862943611198906, top=((0, -1.3862943611198906),))
+    """
+    peak = logits.max()
+    log_total = np.log(np.exp(logits.astype(np.float64) - peak).sum())
+
+    def logprob(token_id: int) -> float:
+        return float(np.float64(logits[token_id]) - peak - log_total)
+
+    top = _largest(logits, min(num_top, len(logits))) if num_top else []
+    return TokenLogprobs(token_id, logprob(token_id), tuple((id_, logprob(id_)) for id_ in top))
+
+
+def _largest(values: NDArray[np.float32], count: int) -> list[int]:
+    """Indices of the count largest values in descending order, of equal ones the lowest index first."""
+    last = np.partition(values, -count)[-count]
+    above = np.flatnonzero(values > last)
+    ids = np.concatenate([above, np.flatnonzero(values == last)[: count - len(above)]])
+    indices: list[int] = ids[np.argsort(-values[ids], kind="stable")].tolist()
+    return indices

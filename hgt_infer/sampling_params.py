@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from hgt_infer.errors import ParameterError
@@ -11,76 +15,287 @@ from hgt_infer.errors import ParameterError
 MAX_SAMPLES = 16_384
 """Most samples that one request may ask for."""
 
+MAX_INTEGER = 2**31 - 1
+"""Largest setting that is a number of tokens, or a token id."""
+
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-3, 1e3
+"""What float32 logits can be divided and multiplied by."""
+
+MAX_LOGPROBS = 20
+MAX_TOKEN_IDS = 1 << 18  # more than any GPT-2's vocabulary
+MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS = 16, 256
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS = 1_024, 256
+
+_INTEGERS = {
+    "top_k": (0, MAX_INTEGER),
+    "no_repeat_ngram_size": (0, MAX_INTEGER),
+    "max_tokens": (1, MAX_INTEGER),
+    "min_tokens": (0, MAX_INTEGER),
+    "seed": (0, 2**64 - 1),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a finite number >= 0", lambda x: x >= 0),
+    "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+    "min_p": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "typical_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+    "repetition_penalty": (
+        f"a number in [{MIN_REPETITION_PENALTY}, {MAX_REPETITION_PENALTY:g}]",
+        lambda x: MIN_REPETITION_PENALTY <= x <= MAX_REPETITION_PENALTY,
+    ),
+    "presence_penalty": ("a number in [-2, 2]", lambda x: -2 <= x <= 2),
+    "frequency_penalty": ("a number in [-2, 2]", lambda x: -2 <= x <= 2),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Settings of one request; None leaves a setting to the checkpoint's own default.
+    """Settings of one request; None leaves a setting to the checkpoint, or switches it off.
 
-    The filters run in transformers' order: min_tokens, temperature, top_k, top_p.
+    Collections are copied into tuples: changing one afterwards changes nothing here. NumPy's integers and
+    numbers are taken for Python's.
 
-    Args:
+    How many:
         n: samples for each prompt, 1 … 16,384.
-        temperature: ≥ 0; below 1e-5 is greedy, whatever the other settings say.
-        top_k: keep the k likeliest tokens (and ties with the last of them); 0 is off. Up to 256 is
-            sampled on the device, a larger one on the host, more slowly.
-        top_p: keep the smallest set of likeliest tokens whose mass reaches top_p, in (0, 1]; 1 is off.
+        best_of: samples that are drawn for each prompt, n … 16,384; None draws n. Returned are the n with
+            the highest mean log-probability per token, the best one first.
         max_tokens: most tokens to generate, ≥ 1. Generation also ends where the context is full.
-        min_tokens: end-of-text is not sampled before this many tokens, ≥ 0.
+
+    Filters, in the order in which they are applied, transformers' own:
+        logit_bias: token id → number in -100 … 100 that is added to its logit; at most 262,144 ids.
+        presence_penalty: -2 … 2, subtracted from the logit of each token that was generated before.
+        frequency_penalty: -2 … 2, subtracted once for each time that a token was generated before.
+        allowed_token_ids: the only tokens that may be sampled, 1 … 262,144 ids.
+        repetition_penalty: 0.001 … 1,000. The logit of each token in prompt and output is divided by it, a
+            negative one multiplied (Keskar et al., "CTRL", 2019); 1 is off.
+        no_repeat_ngram_size: this many tokens in a row do not occur twice in prompt and output; 0 is off.
+        bad_words: texts that are not sampled, alone or after a space, in the tokens that they are encoded
+            to; at most 1,024 of at most 256 characters.
+        min_tokens: no end-of-text, stop token or stop string before this many tokens, ≥ 0.
+        logits_processor: called as f(token_ids, logits) with the ids of prompt and output (list[int]) and
+            the logits so far (float32 array [V], f's own), returns a float array [V] without NaN and
+            +infinity. It runs on the engine's thread, where everybody waits for it. An exception in it ends
+            its own request.
+        temperature: divides the logits, ≥ 0; below 1e-5 is greedy, whatever the settings below say.
+        top_k: keep the k likeliest tokens (and ties with the last of them); 0 is off.
+        top_p: keep the smallest set of likeliest tokens whose mass reaches top_p, in (0, 1]; 1 is off.
+        min_p: keep the tokens that are at least min_p times as likely as the likeliest, 0 … 1; 0 is off.
+        typical_p: keep the smallest set of tokens nearest to the entropy whose mass reaches typical_p, in
+            (0, 1] (Meister et al., "Locally typical sampling", 2022); 1 is off.
+
+        The device samples a row itself, but for those with typical_p, no_repeat_ngram_size, a bad word of
+        several tokens, logits_processor, top_k above 256, or both stop_token_ids and min_tokens: these
+        go through the host, more slowly.
+
+    Where a sample ends:
+        stop: a text or texts that end a sample once it contains one; at most 16 of at most 256 characters.
+        stop_token_ids: tokens that end a sample as end-of-text does.
+        include_stop_str_in_output: whether the text has the stop string or stop token that ended it.
+        ignore_eos: whether end-of-text ends nothing.
+
+    Random numbers:
         seed: 0 … 2**64 - 1. The same prompt, settings and seed give the same tokens, alone or in
             company. None draws one, which the output states.
+
+    What is reported:
+        logprobs: the log-probability of each sampled token, and of this many of the likeliest ones at its
+            position, 0 … 20. They are the model's own, before any filter and temperature.
+        prompt_logprobs: the same of the prompt's tokens.
 
     Raises:
         ParameterError: a value outside its range, or a pair that contradicts itself.
 
-    >>> SamplingParams(n=5, top_p=0.95, seed=1).n
-    5
+    >>> params = SamplingParams(n=5, top_p=0.95, stop="\\n", logit_bias={11: -2}, seed=1)
+    >>> params.stop, params.logit_bias
+    (('\\n',), ((11, -2.0),))
     >>> SamplingParams(temperature=-1)
     Traceback (most recent call last):
     hgt_infer.errors.ParameterError: temperature must be a finite number >= 0; got -1
     """
 
     n: int = 1
+    best_of: int | None = None
+    max_tokens: int | None = None
+    logit_bias: Mapping[int, float] | Collection[tuple[int, float]] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    allowed_token_ids: Collection[int] | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words: Seq[str] | None = None
+    min_tokens: int | None = None
+    logits_processor: Callable[[list[int], Any], Any] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    stop: str | Seq[str] | None = None
+    stop_token_ids: Collection[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
     seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        check_int("n", self.n, 1, MAX_SAMPLES)
-        if self.temperature is not None:
-            check_number("temperature", self.temperature, "a finite number >= 0", lambda x: x >= 0)
-        if self.top_k is not None:
-            check_int("top_k", self.top_k, 0)
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, "a number in (0, 1]", lambda x: 0 < x <= 1)
-        if self.max_tokens is not None:
-            check_int("max_tokens", self.max_tokens, 1)
-        if self.min_tokens is not None:
-            check_int("min_tokens", self.min_tokens, 0)
-        if self.seed is not None:
-            check_int("seed", self.seed, 0, 2**64 - 1)
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("n", check_int("n", self.n, 1, MAX_SAMPLES))
+        if self.best_of is not None:
+            put("best_of", check_int("best_of", self.best_of, self.n, MAX_SAMPLES))
+        for name, (low, high) in _INTEGERS.items():
+            if getattr(self, name) is not None:
+                put(name, check_int(name, getattr(self, name), low, high))
+        for name, (allowed, is_allowed) in _NUMBERS.items():
+            if getattr(self, name) is not None:
+                put(name, check_number(name, getattr(self, name), allowed, is_allowed))
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
             )
+        for name in ("include_stop_str_in_output", "ignore_eos"):
+            check_bool(name, getattr(self, name))
+        for name in ("allowed_token_ids", "stop_token_ids"):
+            if getattr(self, name) is not None:
+                put(name, _token_ids(name, getattr(self, name)))
+        if self.allowed_token_ids == ():
+            raise ParameterError("allowed_token_ids must have at least one token id; got none")
+        if self.logit_bias is not None:
+            put("logit_bias", _logit_bias(self.logit_bias))
+        if self.stop is not None:
+            stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+            allowed = "a string or a sequence of at most"
+            put("stop", _strings("stop", stop, allowed, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS))
+        if self.bad_words is not None:
+            words, allowed = self.bad_words, "a sequence of at most"
+            put("bad_words", _strings("bad_words", words, allowed, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS))
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise _error("logits_processor", "callable", self.logits_processor)
 
 
-def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise ParameterError unless value is an integer (no bool) in low … high."""
-    allowed = f"an integer >= {low}" if high is None else f"an integer in {low} … {high}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        raise ParameterError(f"{name} must be {allowed}; got {value!r}")
+def check_int(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
+    """Return value as an int; raise ParameterError unless it is an integer (no bool) in low … high."""
+    number = _as_int(value)
+    if number is None or not low <= number <= high:
+        raise _error(name, f"an integer in {low} … {high}", value)
+    return number
 
 
-def check_number(name: str, value: Any, allowed: str, is_allowed: Any) -> None:
-    """Raise ParameterError unless value is a finite int or float (no bool) that is_allowed accepts."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not is_allowed(value):
-        raise ParameterError(f"{name} must be {allowed}; got {value!r}")
+def check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> float:
+    """Return value as a float; raise ParameterError unless it is a finite number that is_allowed takes."""
+    number = _as_float(value)
+    if number is None or not math.isfinite(number) or not is_allowed(number):
+        raise _error(name, allowed, value)
+    return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return value; raise ParameterError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise _error(name, "True or False", value)
+    return value
+
+
+def shown(value: object) -> str:
+    """Return value as the message of an error shows it: short, whatever it is.
+
+    >>> shown(-1), shown("a" * 10**6), shown(10**5000), shown([1, 2])
+    ('-1', "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'", 'an integer of 16610 bits', 'a value of type list')
+    """
+    if isinstance(value, str):
+        text = str.__getitem__(value, slice(31))
+        return repr(text if len(text) <= 30 else text[:30] + "…")
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    integer = _as_int(value)
+    if integer is not None:  # Python refuses to print an integer of more than 4,300 digits
+        return str(integer) if integer.bit_length() <= 128 else f"an integer of {integer.bit_length()} bits"
+    number = _as_float(value)
+    return f"a value of type {type(value).__name__:.60}" if number is None else repr(number)
+
+
+def _error(name: str, allowed: str, value: object) -> ParameterError:
+    return ParameterError(f"{name} must be {allowed}; got {shown(value)}")
+
+
+def _as_int(value: Any) -> int | None:
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+
+
+def _as_float(value: Any) -> float | None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer or a fraction beyond float's range
+        return math.inf
+
+
+def _items(name: str, values: Iterable[Any], allowed: str, limit: int) -> list[Any]:
+    items = list(islice(values, limit + 1))
+    if len(items) > limit:
+        raise ParameterError(f"{name} must be {allowed}; got more than {limit:,}")
+    return items
+
+
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | bytearray)
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """The ids in ascending order, each once."""
+    allowed = f"a collection of at most {MAX_TOKEN_IDS:,} token ids, integers in 0 … {MAX_INTEGER}"
+    if not _is_collection(value) or isinstance(value, Mapping):
+        raise _error(name, allowed, value)
+    ids = set()
+    for item in _items(name, value, allowed, MAX_TOKEN_IDS):
+        token_id = _as_int(item)
+        if token_id is None or not 0 <= token_id <= MAX_INTEGER:
+            raise _error(name, allowed, item)
+        ids.add(token_id)
+    return tuple(sorted(ids))
+
+
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """(id, bias) pairs in ascending order of id. It takes such pairs too, for dataclasses.replace."""
+    allowed = (
+        f"a mapping of at most {MAX_TOKEN_IDS:,} token ids, integers in 0 … {MAX_INTEGER}, "
+        "to numbers in -100 … 100"
+    )
+    if not _is_collection(value):
+        raise _error("logit_bias", allowed, value)
+    biases = {}
+    pairs = value.items() if isinstance(value, Mapping) else value
+    for pair in _items("logit_bias", pairs, allowed, MAX_TOKEN_IDS):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise _error("logit_bias", allowed, pair)
+        token_id, bias = _as_int(pair[0]), _as_float(pair[1])
+        if token_id is None or not 0 <= token_id <= MAX_INTEGER:
+            raise _error("logit_bias", allowed, pair[0])
+        if bias is None or not -100 <= bias <= 100:
+            raise _error("logit_bias", allowed, pair[1])
+        biases[token_id] = bias
+    return tuple(sorted(biases.items()))
+
+
+def _strings(name: str, value: Any, allowed: str, limit: int, max_characters: int) -> tuple[str, ...]:
+    allowed = f"{allowed} {limit:,} non-empty Unicode strings of at most {max_characters:,} characters"
+    if not _is_collection(value) or not isinstance(value, Seq):
+        raise _error(name, allowed, value)
+    strings = _items(name, value, allowed, limit)
+    for item in strings:
+        if not isinstance(item, str) or not 1 <= len(item) <= max_characters or not _is_unicode(item):
+            raise _error(name, allowed, item)
+    return tuple(strings)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can encode it: a lone surrogate never comes out of a tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,6 +7,7 @@ files is `hgt_infer.export.checkpoint`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -26,6 +27,13 @@ _CLEAN_UP = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
+
+# The byte that each letter of a byte-level token stands for: itself where it is printable, else the next of
+# the letters from U+0100 on (bytes_to_unicode of GPT-2's encoder.py).
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF_LETTER |= {chr(256 + index): byte for index, byte in enumerate(_OTHERS)}
 
 
 class Tokenizer:
@@ -54,6 +62,43 @@ class Tokenizer:
             raise ModelFormatError(f"{path}: expected a tokenizer, found: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """Bytes of every id from 0 to the largest; b"" for special tokens and for ids without a token.
+
+        Those of any ids, joined and decoded with errors="replace", are `decode(ids)`. Made on first use,
+        which takes about 40 ms for GPT-2's vocabulary; not to be changed.
+
+        Raises:
+            ModelFormatError: the tokenizer decodes by other rules than GPT-2's, so that a token has no bytes.
+        """
+        decoder = self._tokenizer.decoder
+        if not isinstance(decoder, tokenizers.decoders.ByteLevel):
+            raise ModelFormatError(f"tokenizer: expected a ByteLevel decoder, found: {decoder!r:.80}")
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        token_bytes = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        for token, token_id in vocabulary.items():
+            token_bytes[token_id] = _token_bytes(token)
+        # Again: an added token may have taken the id of another one.
+        for token_id, added in self._tokenizer.get_added_tokens_decoder().items():
+            token_bytes[token_id] = b"" if added.special else _token_bytes(added.content)
+        return token_bytes
+
+    @cached_property
+    def max_token_length(self) -> int:
+        """Letters of the longest token, 128 for GPT-2: no token covers more characters of a text.
+
+        A text of more than max_length * max_token_length characters has more than max_length tokens, which
+        `len` tells without encoding it. A letter of a token is a byte of the text, and characters are never
+        more than their bytes; counting the text's bytes would refuse up to four times shorter ones, but
+        needs all of its UTF-8. What a tokenizer drops counts too, though it takes no tokens: blanks beside
+        an added token with lstrip or rstrip, what a normalizer removes, bytes that are not in the vocabulary.
+        GPT-2's drops nothing.
+
+        Made on first use, which takes about 20 ms for GPT-2's vocabulary.
+        """
+        return max(map(len, self._tokenizer.get_vocab()), default=0)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`.
@@ -112,6 +157,13 @@ def clean_up_tokenization(text: str) -> str:
     for spaced, joined in _CLEAN_UP:
         text = text.replace(spaced, joined)
     return text
+
+
+def _token_bytes(token: str) -> bytes:
+    try:
+        return bytes(map(_BYTE_OF_LETTER.__getitem__, token))
+    except KeyError:  # an added token's own text; the tokenizers library decodes by the same rule
+        return token.encode()
 
 
 def _check_text(text: str) -> None:

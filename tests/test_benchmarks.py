@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2Config
 
-from benchmarks import demo
-from benchmarks.backends import HgtInfer, TokenIds, Transformers, check_greedy
-from benchmarks.comparison import Comparison, Spread, compare
+from benchmarks import demo, workloads
+from benchmarks.backends import (
+    HgtInfer,
+    NearTie,
+    StaticBatches,
+    TokenIds,
+    Transformers,
+    check_greedy,
+    check_mixed_greedy,
+)
+from benchmarks.comparison import BatchingComparison, Comparison, Spread, compare, time_in_turns
 from benchmarks.environment import capture_environment
 from benchmarks.test_light import memory_budget_mb
-from benchmarks.workloads import Workload, byte_tokenizer, random_prompts, write_checkpoint
+from benchmarks.workloads import (
+    TWEET_LENGTHS,
+    MixedWorkload,
+    Workload,
+    byte_tokenizer,
+    random_prompts,
+    tweet_length,
+    tweets,
+    write_checkpoint,
+)
 from hgt_infer.export import export_checkpoint
 
 TINY = Workload(prompts=("ab", "cd"), prompt_token_ids=((0, 1), (2, 3)), n=2, num_new_tokens=5)
+MIXED = MixedWorkload(
+    prompts=("a", "bcd", "ef"), prompt_token_ids=((0,), (1, 2, 3), (4, 5)), lengths=(1, 4, 3)
+)
 
 
 class FakeBackend:
@@ -28,10 +52,10 @@ class FakeBackend:
     def __init__(self, name: str, clock: list[float], step: float, calls: list[str]) -> None:
         self.name, self.clock, self.step, self.calls = name, clock, step, calls
 
-    def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
         self.clock[0] += self.step
         self.calls.append(self.name)
-        return [(7,) * workload.num_new_tokens] * workload.batch_size
+        return [(7,) * length for length in workload.lengths for _ in range(workload.n)]
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +92,158 @@ def test_existing_checkpoint_is_kept(byte_checkpoint: Path) -> None:
     assert (byte_checkpoint / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_tweets_workload_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tweets().sha256 == "8c6d3382a22d1825e310f4ce52eb19e4a20366f8ffae00a2d87c4c0c3d31f8a9"
+    assert replace(tweets(), top_k=49).sha256 != tweets().sha256
+    monkeypatch.setattr(workloads, "SEED", 1)
+    with pytest.raises(ValueError, match="the tweets workload has SHA-256"):
+        tweets()
+
+
+def test_tweets_are_as_long_as_real_ones() -> None:
+    lengths = sorted(tweets().lengths)
+    assert statistics.mean(lengths) == pytest.approx(34.8, abs=0.05)
+    for quantile, length in TWEET_LENGTHS[:-1]:
+        assert bisect_left(lengths, length) / 256 == pytest.approx(quantile, abs=1 / 256)
+    assert lengths[-1] < 110
+
+
+def test_tweets_have_different_prompts_of_three_to_eight_tokens() -> None:
+    workload = tweets()
+    assert len(set(workload.prompts)) == len(workload.lengths) == 256
+    assert {len(ids) for ids in workload.prompt_token_ids} == {3, 4, 5, 6, 7, 8}
+    tokenizer = byte_tokenizer(400)
+    assert [tuple(tokenizer.encode(prompt).ids) for prompt in workload.prompts] == list(
+        workload.prompt_token_ids
+    )
+
+
+def test_lengths_are_linear_between_the_quantiles() -> None:
+    quantiles = (0, 0.025, 0.05, 0.15, 0.25, 0.625, 0.995, 0.9999)
+    assert [tweet_length(quantile) for quantile in quantiles] == [4, 7, 11, 16, 22, 40, 92, 109]
+    with pytest.raises(ValueError, match=r"\[0, 1\); got 1"):
+        tweet_length(1)
+
+
+def test_static_batches_run_in_order_until_the_longest_row_ends_and_drop_the_surplus() -> None:
+    runs = []
+
+    def generate_padded(batch: MixedWorkload, *, greedy: bool) -> TokenIds:
+        runs.append((batch.prompts, max(batch.lengths), greedy))
+        return [(ids[0], *range(max(batch.lengths) - 1)) for ids in batch.prompt_token_ids]
+
+    side = StaticBatches(generate_padded, 2)
+    assert side.name == "transformers_2"
+    assert side.generate(MIXED, greedy=True) == [(0,), (1, 0, 1, 2), (4, 0, 1)]
+    assert runs == [(("a", "bcd"), 4, True), (("ef",), 3, True)]
+
+
+def test_useful_share_counts_the_tokens_that_static_batches_drop() -> None:
+    assert MIXED.num_tokens == 1 + 4 + 3
+    assert MIXED.useful_share(1) == 1.0
+    assert MIXED.useful_share(2) == 8 / (2 * 4 + 1 * 3)
+    assert MIXED.useful_share(64) == 8 / (3 * 4)
+
+
+def test_head_is_a_shorter_call_of_the_first_requests() -> None:
+    assert MIXED.head(2, max_tokens=3) == replace(
+        MIXED, prompts=("a", "bcd"), prompt_token_ids=((0,), (1, 2, 3)), lengths=(1, 3)
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs(byte_checkpoint: Path) -> Transformers:
+    return Transformers(byte_checkpoint, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def ours(byte_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HgtInfer]:
+    artifact = export_checkpoint(
+        byte_checkpoint, tmp_path_factory.mktemp("benchmarks") / "artifact", references=["numpy"]
+    )
+    backend = HgtInfer(artifact.path)
+    yield backend
+    backend.close()
+
+
 def test_both_sides_choose_the_same_greedy_tokens_and_sample_as_many(
-    byte_checkpoint: Path, tmp_path: Path
+    ours: HgtInfer, theirs: Transformers
 ) -> None:
-    artifact = export_checkpoint(byte_checkpoint, tmp_path / "artifact", references=["numpy"])
-    ours = HgtInfer(artifact.path)
-    theirs = Transformers(byte_checkpoint, num_threads=1)
     workload = replace(random_prompts(3), num_new_tokens=8)
     check_greedy(ours, theirs, workload)
     for side in (ours, theirs):
         token_ids = side.generate(workload)
         assert [len(ids) for ids in token_ids] == [8] * 3
         assert 399 not in {id_ for ids in token_ids for id_ in ids[:-1]}
+
+
+def test_both_sides_choose_the_same_greedy_tokens_of_tweets_and_sample_as_many(
+    ours: HgtInfer, theirs: Transformers
+) -> None:
+    workload = tweets().head(20, max_tokens=12)
+    batches = StaticBatches(theirs.generate_padded, 8)
+    assert check_mixed_greedy(ours, batches, workload, theirs.margins) == []
+    for side in (ours, batches):
+        assert [len(ids) for ids in side.generate(workload)] == list(workload.lengths)
+    assert 0 < ours.generator.stats().occupancy_while_waiting <= 1
+
+
+def test_padding_changes_no_token_of_transformers(theirs: Transformers) -> None:
+    workload = tweets().head(10, max_tokens=12)
+    padded = StaticBatches(theirs.generate_padded, 10).generate(workload, greedy=True)
+    assert padded == StaticBatches(theirs.generate_padded, 1).generate(workload, greedy=True)
+    assert len(set(map(len, workload.prompt_token_ids))) > 1
+
+
+def test_margin_is_the_distance_to_the_largest_logit_but_end_of_texts(theirs: Transformers) -> None:
+    prompt = (1, 2, 3)
+    [greedy] = theirs.generate_padded(
+        MixedWorkload(prompts=("bcd",), prompt_token_ids=(prompt,), lengths=(6,)), greedy=True
+    )
+    assert theirs.margins(prompt, greedy) == pytest.approx([0] * 6, abs=1e-4)
+    with torch.inference_mode():
+        logits = theirs.model(torch.tensor([[*prompt, *greedy[:2]]])).logits[0, -1, :-1]
+    largest, second = torch.topk(logits, 2).values.tolist()
+    second_id = int(torch.topk(logits, 2).indices[1])
+    margins = theirs.margins(prompt, (*greedy[:2], second_id))
+    assert margins == pytest.approx([0, 0, largest - second], abs=1e-4)
+    assert largest - second > 1e-2
+
+
+class Fixed(FakeBackend):
+    """Gives the same tokens each time."""
+
+    def __init__(self, name: str, token_ids: TokenIds) -> None:
+        super().__init__(name, [0.0], 1, [])
+        self.token_ids = token_ids
+
+    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        assert greedy
+        return self.token_ids
+
+
+def test_near_tie_is_stated_and_anything_else_is_an_error() -> None:
+    ours = Fixed("ours", [(7,), (7, 7, 8, 9), (7, 7, 7)])
+    theirs = Fixed("theirs", [(7,), (7, 7, 7, 7), (7, 7, 7)])
+    judged = []
+
+    def margins(prompt_token_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        judged.append((prompt_token_ids, token_ids))
+        return [0.0, 0.0, margin if token_ids[2] == 8 else 0.0, 0.0]
+
+    margin = 3e-6
+    assert check_mixed_greedy(ours, theirs, MIXED, margins) == [NearTie(request=1, step=2, margin=3e-6)]
+    assert judged == [((1, 2, 3), (7, 7, 8, 9)), ((1, 2, 3), (7, 7, 7, 7))]
+    margin = 0.02
+    message = "ours and theirs differ in request 1 at step 2: tokens 8 and 7, .* 0.02 below .* than 0.0001"
+    with pytest.raises(ValueError, match=message):
+        check_mixed_greedy(ours, theirs, MIXED, margins)
+
+
+def test_wrong_length_of_a_request_is_an_error() -> None:
+    ours = Fixed("ours", [(7,), (7, 7, 7), (7, 7, 7)])
+    with pytest.raises(ValueError, match="ours gave 3 tokens for request 1, not 4"):
+        check_mixed_greedy(ours, FakeBackend("theirs", [0.0], 1, []), MIXED, lambda *_: [0.0])
 
 
 def test_gate_names_the_first_difference() -> None:
@@ -98,6 +262,54 @@ def test_rounds_take_turns_after_the_warm_ups() -> None:
     comparison = compare(ours, theirs, TINY, num_rounds=2, num_warmups=3, clock=lambda: now[0])
     assert calls == ["ours", "theirs"] * 3 + ["ours", "theirs", "theirs", "ours"]
     assert comparison.seconds == {"ours": [2.0, 2.0], "theirs": [3.0, 3.0]}
+
+
+def test_more_than_two_sides_take_turns() -> None:
+    now, calls = [0.0], []
+    sides = [FakeBackend(name, now, step, calls) for name, step in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    seconds = time_in_turns(sides, MIXED, num_rounds=2, clock=lambda: now[0])
+    assert calls == ["a", "b", "c", "c", "b", "a"]
+    assert seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [3.0, 3.0]}
+
+
+def test_missing_tokens_stop_the_rounds() -> None:
+    side = StaticBatches(lambda batch, greedy: [(7,) for _ in batch.lengths], 2)
+    with pytest.raises(ValueError, match="transformers_2 did not generate 8 tokens"):
+        time_in_turns([side], MIXED, num_rounds=1)
+
+
+BATCHING = BatchingComparison(
+    MIXED,
+    name="ours",
+    num_slots=16,
+    occupancy=0.987,
+    batch_sizes={"theirs_1": 1, "theirs_2": 2},
+    seconds={"ours": [1.0, 2.0, 4.0], "theirs_1": [2.0, 8.0, 12.0], "theirs_2": [2.0, 4.0, 8.0]},
+)
+
+
+def test_batching_comparison_names_the_best_batch_size() -> None:
+    assert BATCHING.best == "theirs_2"
+    assert BATCHING.summary().splitlines() == [
+        "3 requests, 8 tokens, 3 rounds, all greedy tokens equal",
+        "  ours, 16 slots: 4.0 tok/s, 98.7% of the slots in use while requests waited",
+        "  theirs_1: 1.0 tok/s (100% of its tokens are useful), ratio 3.00× (2.00–4.00, IQR 2.50–3.50)",
+        "  theirs_2: 2.0 tok/s (73% of its tokens are useful), "
+        "ratio 2.00× (2.00–2.00, IQR 2.00–2.00) ← its best",
+    ]
+
+
+def test_batching_comparison_is_kept_with_its_near_ties() -> None:
+    comparison = replace(BATCHING, near_ties=[NearTie(4, 2, 3e-6), NearTie(7, 0, 2e-5)])
+    [first, *_] = comparison.summary().splitlines()
+    assert first.endswith(
+        "greedy tokens equal but in 2 of the requests, there up to a near-tie (logits within 2e-05)"
+    )
+    record = json.loads(json.dumps(comparison.record()))
+    assert record["near_ties"][0] == {"request": 4, "step": 2, "margin": 3e-6}
+    assert record["seconds"] == comparison.seconds
+    assert record["ratio"]["theirs_1"]["median"] == 3.0
+    assert (record["best"], record["num_rounds"], record["num_tokens"]) == ("theirs_2", 3, 8)
 
 
 def test_ratio_is_the_median_of_paired_rounds() -> None:

@@ -22,6 +22,28 @@ def test_generate_prints_what_the_api_returns(
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
 
 
+def test_a_stream_prints_the_same(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(artifact), "My dream", "--max-tokens", "9", "--seed", "3", "--stop", "e"]
+    printed = []
+    for option in ([], ["--stream"]):
+        assert main([*arguments, "--repetition-penalty", "1.1", *option]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_score_prints_a_line_for_each_text(
+    artifact: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(artifact), "My dream", "nobody knows"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, score in zip(lines, generator.score(["My dream", "nobody knows"]), strict=True):
+        perplexity, num_tokens, logprob = line.split()[:3]
+        assert (float(perplexity), float(logprob)) == pytest.approx(
+            (score.perplexity, score.logprob), rel=1e-3
+        )
+        assert int(num_tokens) == len(score.token_ids) - 1
+
+
 def test_info_describes_an_artifact(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(artifact)]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hgt_infer import Generator
+from hgt_infer import Generator, SamplingParams
 
 ROOT = Path(__file__).parents[1]
 HUB_ID = '"huggingtweets/lilyw12_"'
@@ -19,17 +19,28 @@ def example(docstring: str | None) -> str:
     return textwrap.dedent(re.split(r"Example:\n", docstring or "")[1])
 
 
-def test_the_readmes_example_runs(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(code.replace(HUB_ID, repr(str(artifact))), {})
-    lines = capsys.readouterr().out
-    assert lines.count("My dream is") >= 5
+def test_the_readmes_examples_run(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks).replace(HUB_ID, repr(str(artifact))), {})
+    output = capsys.readouterr().out
+    assert output.count("My dream is") >= 5
+    assert "Percentiles(p50=" in output
 
 
-def test_the_examples_of_the_generator_run(artifact: Path) -> None:
-    names = {"Generator": Generator}
-    exec("from hgt_infer import SamplingParams\n", names)
-    for documented in (Generator, Generator.generate):
+def test_the_examples_of_the_generator_run(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("My dream is\nI think")
+    monkeypatch.chdir(tmp_path)
+    names = {"Generator": Generator, "SamplingParams": SamplingParams}
+    for documented in (
+        Generator,
+        Generator.generate,
+        Generator.generate_iterable,
+        Generator.stream,
+        Generator.score,
+    ):
         exec(example(documented.__doc__).replace(HUB_ID, repr(str(artifact))), names)
 
 

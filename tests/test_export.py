@@ -21,7 +21,7 @@ from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.precision import convert
 from hgt_infer.export.verify import verify
 from hgt_infer.runner import ModelRunner
-from hgt_infer.scheduler import Batch
+from hgt_infer.scheduler import MAX_PREFILL_TOKENS, Batch
 from hgt_infer.sequence import Sequence, SequenceParams
 
 
@@ -29,31 +29,31 @@ from hgt_infer.sequence import Sequence, SequenceParams
 def test_logits_equal_transformers_on_random_and_ragged_batches(
     artifact: Path, reference_model: Any, lengths: list[int]
 ) -> None:
-    """A prompt and 12 steps on top of the cache, from a slot in the middle."""
+    """Prompts into slots in the middle, moved to the first ones, and 12 steps on top of the cache."""
     source = read_artifact(artifact)
     vocab_size, first_slot = source.config.vocab_size, 2
     rng = np.random.default_rng(sum(lengths))
-    params = SequenceParams(1.0, 1, 1.0, 20, 0, frozenset(), seed=0)
+    params = SequenceParams(max_tokens=20, seed=0, temperature=0.0)
     sequences = [
         Sequence(tuple(rng.integers(0, vocab_size, n).tolist()), params, slot=first_slot + i)
         for i, n in enumerate(lengths)
     ]
-    runner = ModelRunner(source, CpuDevice(), num_slots=20, max_length=400, max_prefill_tokens=2000)
-    for step in range(13):
-        is_first = step == 0
-        if not is_first and first_slot:  # a step's batch begins at slot 0: move there
-            for sequence in sequences:
-                assert sequence.slot is not None
-                runner.cache.copy(sequence.slot, sequence.slot - first_slot, len(sequence))
-                sequence.slot -= first_slot
-            first_slot = 0
-        runner.run(Batch(sequences, is_first, [], sequences if is_first or step == 1 else []))
+    runner = ModelRunner(source, CpuDevice(), num_slots=20, max_length=400)
+    for slot, sequence in enumerate(sequences):
+        while sequence.num_prompt_left:
+            num_tokens = min(sequence.num_prompt_left, MAX_PREFILL_TOKENS)
+            runner.run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[]))
+            sequence.num_computed += num_tokens
+        runner.cache.copy(slot + first_slot, slot, sequence.num_computed)
+        sequence.slot = slot
+    for step in range(12):
+        runner.run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=sequences if step == 0 else []))
         for row, sequence in enumerate(sequences):
             text = [*sequence.prompt_token_ids, *sequence.output_token_ids]
             with torch.inference_mode():
                 expected = reference_model(torch.tensor([text])).logits[0, -1].numpy()
             np.testing.assert_allclose(runner.logits.host[row], expected, atol=1e-4)
-            sequence.num_computed = len(sequence)
+            sequence.num_computed += 1
             sequence.append(int(rng.integers(0, vocab_size)))
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHead
 from transformers.pipelines.text_generation import TextGenerationPipeline
 from transformers_version import needs_transformers_4
 
+from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.model_config import GenerationDefaults
 
@@ -34,6 +35,10 @@ def effective(pipe: Any, prompt: str = "My dream is") -> dict[str, object]:
             temperature=1.0 if config.temperature is None else config.temperature,
             top_k=config.top_k or 0,
             top_p=1.0 if config.top_p is None else config.top_p,
+            min_p=config.min_p or 0.0,
+            typical_p=1.0 if config.typical_p is None else config.typical_p,
+            repetition_penalty=1.0 if config.repetition_penalty is None else config.repetition_penalty,
+            no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
             longest=config.max_length,
             shortest=config.min_length or 0,
             eos_token_ids=() if ids is None else tuple(ids) if isinstance(ids, list) else (ids,),
@@ -62,6 +67,10 @@ def ours(
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "typical_p": defaults.typical_p,
+        "repetition_penalty": defaults.repetition_penalty,
+        "no_repeat_ngram_size": defaults.no_repeat_ngram_size,
         "longest": defaults.max_length
         if defaults.max_new_tokens is None
         else length + defaults.max_new_tokens,
@@ -99,6 +108,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     ),
     "nothing": ({}, None),
     "generation_config.json alone": ({}, {**IDS, "do_sample": False, "top_k": 7, "max_new_tokens": 64}),
+    "penalties": (
+        {"task_specific_params": {"text-generation": {"repetition_penalty": 1.3, "typical_p": 0.9}}},
+        {**IDS, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "min_p": 0.05},
+    ),
     "legacy keys": ({"temperature": 0.5, "top_k": 5, "max_length": 77, "prefix": "My"}, None),
 }
 
@@ -157,6 +170,10 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.sampled_from([1.0, 0.5, 0.7, 0.0, None]),
     "top_k": st.sampled_from([50, 5, 0, None]),
     "top_p": st.sampled_from([1.0, 0.9, None]),
+    "min_p": st.sampled_from([None, 0.0, 0.1]),
+    "typical_p": st.sampled_from([1.0, 0.8, None]),
+    "repetition_penalty": st.sampled_from([1.0, 1.3, 0.5, None]),
+    "no_repeat_ngram_size": st.sampled_from([0, 3, None]),
     "min_length": st.sampled_from([0, 7]),
     "max_length": st.sampled_from([20, 21, 30]),
     "min_new_tokens": st.sampled_from([None, 0, 3]),
@@ -244,7 +261,7 @@ def test_gpt2s_end_of_text_is_the_default_only_where_the_vocabulary_has_it(
 def test_settings_that_are_not_supported_are_named_in_a_warning(
     folder: Path, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = {"repetition_penalty": 1.3, "num_beams": 4, "no_repeat_ngram_size": 2}
+    asked = {"diversity_penalty": 1.3, "num_beams": 4, "encoder_no_repeat_ngram_size": 2}
     if place == "task_specific_params":
         update(folder / "config.json", task_specific_params={"text-generation": asked})
     else:
@@ -252,14 +269,36 @@ def test_settings_that_are_not_supported_are_named_in_a_warning(
     read_checkpoint(folder)
     (record,) = [record for record in caplog.records if record.name.startswith("hgt_infer")]
     assert record.levelno == logging.WARNING
-    for name in ("repetition_penalty 1.3", "num_beams 4", "no_repeat_ngram_size 2"):
+    for name in ("diversity_penalty 1.3", "num_beams 4", "encoder_no_repeat_ngram_size 2"):
         assert name in record.getMessage()
 
 
 def test_neutral_values_of_unsupported_settings_are_silent(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    update(folder / "config.json", repetition_penalty=1.0, num_beams=1, bad_words_ids=None)
-    write(folder / "generation_config.json", {**IDS, "typical_p": 1.0, "suppress_tokens": []})
+    update(folder / "config.json", diversity_penalty=0.0, num_beams=1, bad_words_ids=None)
+    write(folder / "generation_config.json", {**IDS, "epsilon_cutoff": 0.0, "suppress_tokens": []})
     read_checkpoint(folder)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("repetition_penalty", 0, "from 0.001 to 1000"),
+        ("repetition_penalty", 1e4, "from 0.001 to 1000"),
+        ("repetition_penalty", "1.3", "a number"),
+        ("min_p", -0.1, "from 0.0 to 1.0"),
+        ("min_p", 1.1, "from 0.0 to 1.0"),
+        ("typical_p", 0, "above 0"),
+        ("typical_p", [0.9], "a number"),
+        ("no_repeat_ngram_size", -1, "from 0 to"),
+        ("no_repeat_ngram_size", 2.0, "an integer"),
+    ],
+)
+def test_a_default_out_of_range_is_a_format_error(
+    folder: Path, name: str, value: object, expected: str
+) -> None:
+    update(folder / "config.json", task_specific_params={"text-generation": {name: value}})
+    with pytest.raises(ModelFormatError, match=f"expected {name}.*{expected}"):
+        read_checkpoint(folder)

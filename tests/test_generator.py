@@ -23,8 +23,6 @@ from hgt_infer import (
     SamplingParams,
 )
 from hgt_infer.device import count_cuda_devices
-from hgt_infer.generator import resolve
-from hgt_infer.model_config import GenerationDefaults
 
 NUM_GREEDY_TOKENS = 64
 
@@ -190,78 +188,6 @@ def test_generate_of_no_prompts_is_empty(generator: Generator) -> None:
 def test_progress_counts_samples(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
     generator.generate(["a", "b"], SamplingParams(n=2, max_tokens=2), progress=True)
     assert "4/4" in capsys.readouterr().err
-
-
-DEFAULTS = GenerationDefaults(
-    do_sample=True,
-    temperature=0.8,
-    top_k=50,
-    top_p=0.95,
-    min_length=10,
-    max_length=30,
-    max_new_tokens=None,
-    min_new_tokens=None,
-    eos_token_ids=(99,),
-    prefix="",
-)
-
-
-def test_defaults_come_from_the_checkpoint() -> None:
-    params = resolve(SamplingParams(seed=1), DEFAULTS, "x", prompt_length=4, max_length=100)
-    assert (params.temperature, params.top_k, params.top_p) == (0.8, 50, 0.95)
-    assert (params.max_tokens, params.min_tokens, params.seed) == (26, 6, 1)
-
-
-def test_a_callers_setting_wins_over_the_checkpoints() -> None:
-    given = SamplingParams(temperature=0, top_k=0, top_p=0.5, max_tokens=7, min_tokens=0)
-    params = resolve(given, DEFAULTS, "x", prompt_length=4, max_length=100)
-    assert (params.temperature, params.top_k, params.top_p) == (0, 0, 0.5)
-    assert (params.max_tokens, params.min_tokens) == (7, 0)
-
-
-@pytest.mark.parametrize(
-    ("prompt_length", "max_length", "message"),
-    [(0, 100, "empty"), (100, 100, "100 tokens.*context of 100"), (30, 100, "30 tokens.*max_length of 30")],
-)
-def test_a_prompt_without_room_is_an_error_with_both_lengths(
-    prompt_length: int, max_length: int, message: str
-) -> None:
-    with pytest.raises(PromptError, match=message):
-        resolve(SamplingParams(), DEFAULTS, "x", prompt_length, max_length)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n": 0},
-        {"n": -1},
-        {"n": 10**9},
-        {"n": True},
-        {"n": 1.5},
-        {"temperature": -0.1},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"temperature": "1"},
-        {"temperature": True},
-        {"top_k": -1},
-        {"top_k": 1.0},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": math.nan},
-        {"top_p": -0.5},
-        {"max_tokens": 0},
-        {"max_tokens": False},
-        {"min_tokens": -1},
-        {"max_tokens": 3, "min_tokens": 4},
-        {"seed": -1},
-        {"seed": 2**64},
-        {"seed": 0.5},
-    ],
-)
-def test_a_setting_out_of_range_is_named_with_its_value(options: dict[str, Any]) -> None:
-    name = list(options)[-1]
-    with pytest.raises(ParameterError, match=rf"^{name} must be .*got "):
-        SamplingParams(**options)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ ALLOWED = {
     "errors": set(),
     "sequence": set(),
     "scheduler": set(),
+    "output_text": set(),
+    "stats": set(),
+    "calls": set(),
+    "prompts": set(),
+    "resolve": set(),
+    "scoring": set(),
     "artifact": set(),
     "checked_json": set(),
     "model_config": set(),
@@ -54,10 +60,12 @@ def test_a_module_imports_only_what_it_may(module: str) -> None:
     assert third_party <= ALLOWED[module]
 
 
-@pytest.mark.parametrize("module", ["scheduler", "sequence", "outputs", "sampling_params", "errors"])
+@pytest.mark.parametrize(
+    "module", ["scheduler", "sequence", "output_text", "outputs", "sampling_params", "stats", "errors"]
+)
 def test_the_scheduler_knows_nothing_of_arrays_or_devices(module: str) -> None:
     own = {name for name in imported_modules(PACKAGE / f"{module}.py") if name.startswith("hgt_infer")}
-    assert own <= {"hgt_infer.errors", "hgt_infer.outputs", "hgt_infer.sequence"}
+    assert own <= {f"hgt_infer.{name}" for name in ("errors", "outputs", "output_text", "sequence")}
 
 
 def test_training_does_not_import_hgt_infer() -> None:

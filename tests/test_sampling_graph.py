@@ -1,7 +1,11 @@
-"""The sampler's nodes alone, fed with logits: what it draws follows the exact distribution."""
+"""The sampler's nodes alone, fed with logits: what it draws follows the exact distribution.
+
+The last tests run the graph of a tiny checkpoint: which tokens give logits, and none at all.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,21 +18,40 @@ import torch
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 from scipy import stats
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from hgt_infer.export.checkpoint import read_checkpoint
+from hgt_infer.export.graph import build_graph
 from hgt_infer.export.sampling_graph import SamplingInputs, sample
-from hgt_infer.sampling import GRAPH_UNIFORMS
+from hgt_infer.sampling import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
 
 ROWS_PER_RUN = 250
 MIN_P_VALUE = 1e-4  # false alarms of a right sampler: 1 in 10,000 per setting
+LARGEST_UNIFORM = 1 - 2**-24
 
+MODEL_CARD = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 SETTINGS = [
-    pytest.param({"temperature": 1.0, "top_k": 50, "top_p": 0.95}, id="the model card's"),
-    pytest.param({"temperature": 0.7, "top_k": 0, "top_p": 0.9}, id="wide nucleus"),
-    pytest.param({"temperature": 1.0, "top_k": 0, "top_p": 1.0}, id="pure temperature"),
-    pytest.param({"temperature": 1.0, "top_k": 1, "top_p": 1.0}, id="k 1"),
-    pytest.param({"temperature": 1.0, "top_k": 0, "top_p": 0.01}, id="p 0.01"),
+    pytest.param(MODEL_CARD, id="the model card's"),
+    pytest.param({"temperature": 0.7, "top_p": 0.9}, id="wide nucleus"),
+    pytest.param({}, id="pure temperature"),
+    pytest.param({"top_k": 1}, id="k 1"),
+    pytest.param({"top_p": 0.01}, id="p 0.01"),
+    pytest.param({"top_k": 200, "temperature": 1.5, "min_p": 0.05}, id="k 200 and min_p"),
+    pytest.param({"min_p": 0.1}, id="min_p within the window"),
+    pytest.param({"temperature": 1.5, "min_p": 0.01}, id="wide min_p"),
+    pytest.param({"temperature": 1.5, "top_p": 0.8, "min_p": 0.001}, id="wide nucleus inside min_p"),
+    pytest.param({"temperature": 1.5, "top_p": 0.9, "min_p": 0.01}, id="wide min_p inside the nucleus"),
 ]
+
+Array = NDArray[Any]
 
 
 class Sampler:
@@ -38,18 +61,22 @@ class Sampler:
         graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sampler")
         builder = GraphBuilder(graph)
         logits = builder.input("logits", ir.DataType.FLOAT, ["batch", vocab_size])
-        columns = {
+        rows = {
             name: builder.input(name, ir.DataType[dtype], ["batch", width])
             for name, dtype, width in [
                 ("temperature", "FLOAT", 1),
                 ("top_k", "INT64", 1),
                 ("top_p", "FLOAT", 1),
+                ("min_p", "FLOAT", 1),
                 ("too_short", "BOOL", 1),
                 ("uniforms", "FLOAT", GRAPH_UNIFORMS),
+                ("is_adjusted", "BOOL", 1),
+                ("logit_bias", "FLOAT", vocab_size),
+                ("repetition_penalty", "FLOAT", vocab_size),
             ]
         }
         outputs = sample(
-            builder, logits, SamplingInputs(**columns), vocab_size=vocab_size, eos_token_ids=eos_token_ids
+            builder, logits, SamplingInputs(**rows), vocab_size=vocab_size, eos_token_ids=eos_token_ids
         )
         for value, name, dtype in zip(outputs, ("token_ids", "unresolved"), ("INT64", "BOOL"), strict=True):
             value.type = ir.TensorType(ir.DataType[dtype])
@@ -59,54 +86,95 @@ class Sampler:
             ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
         )
 
-    def __call__(
+    def inputs(
         self,
-        logits: NDArray[np.float32],
-        uniforms: NDArray[np.float32],
+        num_rows: int,
+        logits: Array,
         *,
-        temperature: Any,
-        top_k: Any,
-        top_p: Any,
+        temperature: Any = 1.0,
+        top_k: Any = 0,
+        top_p: Any = 1.0,
+        min_p: Any = 0.0,
         too_short: Any = False,
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        def column(value: Any, dtype: type) -> NDArray[Any]:
-            return np.array(np.broadcast_to(value, len(logits)), dtype)[:, None]
+        is_adjusted: Any = False,
+        logit_bias: Any = 0.0,
+        repetition_penalty: Any = 1.0,
+    ) -> dict[str, Array]:
+        """Logits [B, V], or [V] of all rows; each setting is one value or that of each row."""
 
-        token_ids, unresolved = self.session.run(
-            ["token_ids", "unresolved"],
-            {
-                "logits": logits,
-                "temperature": column(temperature, np.float32),
-                "top_k": column(top_k, np.int64),
-                "top_p": np.where(column(top_p, np.float32) < 1, column(top_p, np.float32), np.float32(2)),
-                "too_short": column(too_short, np.bool_),
-                "uniforms": uniforms.astype(np.float32),
-            },
-        )
+        def column(value: Any, dtype: type) -> Array:
+            return np.array(np.broadcast_to(value, num_rows), dtype)[:, None]
+
+        def whole(value: Any) -> Array:
+            return np.array(np.broadcast_to(value, (num_rows, np.shape(logits)[-1])), np.float32)
+
+        # Adjustments that are not read are 0, a penalty that would leave no logit finite.
+        unread = np.zeros((num_rows, np.shape(logits)[-1]), np.float32)
+        adjusted = np.any(is_adjusted)
+        return {
+            "logits": whole(logits),
+            "temperature": column(temperature, np.float32),
+            "top_k": column(top_k, np.int64),
+            "top_p": np.where(column(top_p, np.float32) < 1, column(top_p, np.float32), np.float32(2)),
+            "min_p": column(min_p, np.float32),
+            "too_short": column(too_short, np.bool_),
+            "is_adjusted": column(is_adjusted, np.bool_),
+            "logit_bias": whole(logit_bias) if adjusted else unread,
+            "repetition_penalty": whole(repetition_penalty) if adjusted else unread,
+        }
+
+    def run(self, inputs: dict[str, Array], uniforms: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        feeds = inputs | {"uniforms": uniforms.astype(np.float32)}
+        token_ids, unresolved = self.session.run(["token_ids", "unresolved"], feeds)
         return token_ids, unresolved
 
+    def __call__(
+        self, logits: Array, uniforms: Array, **settings: Any
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """token_ids and unresolved of as many rows as there are uniforms; settings as of `inputs`."""
+        return self.run(self.inputs(len(uniforms), logits, **settings), uniforms)
 
-def exact_probs(logits: NDArray[np.float32], settings: dict[str, float]) -> NDArray[np.float64]:
-    """The distribution that transformers' own warpers leave, in float64."""
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(settings["temperature"])])
-    if settings["top_k"]:
-        warpers.append(TopKLogitsWarper(int(settings["top_k"])))
-    if settings["top_p"] < 1:
-        warpers.append(TopPLogitsWarper(settings["top_p"]))
-    scores = warpers(torch.zeros((1, 1), dtype=torch.long), torch.tensor(logits[None], dtype=torch.float64))
+
+sampler_of = functools.cache(Sampler)
+
+
+def uniforms(num_rows: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).random((num_rows, GRAPH_UNIFORMS), np.float32)
+
+
+def exact_probs(
+    logits: Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    bias: dict[int, float] | None = None,
+    penalty: float = 1.0,
+    token_ids: tuple[int, ...] = (0,),
+) -> NDArray[np.float64]:
+    """The distribution that transformers' own processors leave, in float64, behind a text of token_ids."""
+    processors = LogitsProcessorList()
+    if bias:
+        processors.append(SequenceBiasLogitsProcessor({(id_,): float(x) for id_, x in bias.items()}))
+    if penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty))
+    processors.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+    if min_p:
+        processors.append(MinPLogitsWarper(min_p))
+    scores = processors(torch.tensor([token_ids]), torch.tensor(logits[None], dtype=torch.float64))
     return torch.softmax(scores[0], dim=-1).numpy()
 
 
-def draw(
-    sampler: Sampler, logits: NDArray[np.float32], settings: dict[str, float], num_draws: int = 4_000
-) -> NDArray[np.int64]:
-    rng = np.random.default_rng(0)
-    rows = np.repeat(logits[None], ROWS_PER_RUN, axis=0)
+def draw(sampler: Sampler, logits: Array, num_draws: int = 4_000, **settings: Any) -> NDArray[np.int64]:
+    inputs = sampler.inputs(ROWS_PER_RUN, logits, **settings)
     drawn, num_unresolved = [], 0
-    for _ in range(num_draws // ROWS_PER_RUN):
-        token_ids, unresolved = sampler(
-            rows, rng.random((ROWS_PER_RUN, GRAPH_UNIFORMS), np.float32), **settings
-        )
+    for run in range(num_draws // ROWS_PER_RUN):
+        token_ids, unresolved = sampler.run(inputs, uniforms(ROWS_PER_RUN, run))
         drawn.append(token_ids[~unresolved])
         num_unresolved += int(unresolved.sum())
     assert num_unresolved < num_draws / 200
@@ -127,116 +195,378 @@ def assert_follows(drawn: NDArray[np.int64], probs: NDArray[np.float64]) -> None
 
 
 @pytest.fixture(scope="module")
-def gpt2_sampler() -> Sampler:
-    return Sampler(50257)
+def gpt2_logits() -> Array:
+    """Heavy-tailed logits over GPT-2's vocabulary: the 0.9 nucleus holds thousands of tokens."""
+    return np.random.default_rng(1).normal(0, 2.5, 50257).astype(np.float32)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_draws_follow_the_exact_distribution(gpt2_sampler: Sampler, settings: dict[str, float]) -> None:
-    """Heavy-tailed logits over GPT-2's vocabulary: the 0.9 nucleus holds thousands of tokens."""
-    logits = np.random.default_rng(1).normal(0, 2.5, 50257).astype(np.float32)
-    assert_follows(draw(gpt2_sampler, logits, settings), exact_probs(logits, settings))
+def test_draws_follow_the_exact_distribution(gpt2_logits: Array, settings: dict[str, Any]) -> None:
+    assert_follows(draw(sampler_of(50257), gpt2_logits, **settings), exact_probs(gpt2_logits, **settings))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_draws_follow_the_exact_distribution_on_logits_of_gpt2(
-    gpt2_sampler: Sampler, settings: dict[str, float], reference_data: Path
+    settings: dict[str, Any], reference_data: Path
 ) -> None:
     folder = reference_data / "reference"
     num_rows = len(json.loads((folder / "gpt2_last_logits.json").read_text()))
     rows = np.fromfile(folder / "gpt2_last_logits.f32", np.float32).reshape(num_rows, -1)
     index = [case.values[0] for case in SETTINGS].index(settings)  # type: ignore[union-attr]
     logits = rows[index % num_rows]
-    assert_follows(draw(gpt2_sampler, logits, settings, 20_000), exact_probs(logits, settings))
+    assert_follows(draw(sampler_of(50257), logits, 5_000, **settings), exact_probs(logits, **settings))
 
 
 @pytest.mark.parametrize("vocab_size", [3, 64, 300, 1000])
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_draws_follow_the_exact_distribution_in_small_vocabularies(
-    vocab_size: int, settings: dict[str, float]
-) -> None:
+def test_draws_follow_the_exact_distribution_in_small_vocabularies(vocab_size: int) -> None:
     logits = np.random.default_rng(vocab_size).normal(0, 1, vocab_size).astype(np.float32)
-    settings = {**settings, "top_k": min(settings["top_k"], vocab_size)}
-    assert_follows(draw(Sampler(vocab_size), logits, settings), exact_probs(logits, settings))
+    sampler = sampler_of(vocab_size)
+    for case in SETTINGS:
+        settings: dict[str, Any] = {**case.values[0]}  # type: ignore[dict-item]
+        settings["top_k"] = min(settings.get("top_k", 0), vocab_size)
+        assert_follows(draw(sampler, logits, **settings), exact_probs(logits, **settings))
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(gpt2_sampler: Sampler) -> None:
-    rng = np.random.default_rng(2)
-    logits = rng.normal(0, 3, (6, 50257)).astype(np.float32)
-    uniforms = rng.random((6, GRAPH_UNIFORMS), np.float32)
-    settings = {
-        "temperature": np.array([1.0, 0.7, 1.3, 1.0, 0.5, 2.0]),
-        "top_k": np.array([50, 0, 0, 1, 256, 3]),
-        "top_p": np.array([0.95, 0.9, 1.0, 1.0, 0.5, 0.01]),
-    }
-    together, _ = gpt2_sampler(logits, uniforms, **settings)
-    alone = [
-        gpt2_sampler(logits[i : i + 1], uniforms[i : i + 1], **{k: v[i] for k, v in settings.items()})[0][0]
-        for i in range(6)
+ADJUSTMENTS = [
+    pytest.param({"bias": {7: 9.0, 11: -3.0, 400: 8.0}}, id="bias"),
+    pytest.param({"penalty": 1.4, "token_ids": (3, 7, 7, 900)}, id="repetition penalty"),
+    pytest.param({"penalty": 0.6, "token_ids": (3, 7, 900)}, id="penalty below 1"),
+    pytest.param({"bias": {3: 6.0, 7: -9.0, 8: 9.0}, "penalty": 1.2, "token_ids": (3, 7)}, id="both"),
+]
+
+
+def adjustment(vocab_size: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The graph's inputs for settings of exact_probs."""
+    bias, penalty = np.zeros(vocab_size, np.float32), np.ones(vocab_size, np.float32)
+    for token_id, value in settings.get("bias", {}).items():
+        bias[token_id] = value
+    penalty[list(settings.get("token_ids", ()))] = settings.get("penalty", 1.0)
+    return {"is_adjusted": True, "logit_bias": bias, "repetition_penalty": penalty}
+
+
+@pytest.mark.parametrize(
+    "settings", [MODEL_CARD, {"top_p": 0.95}, {"temperature": 2.0, "min_p": 0.05}], ids=str
+)
+@pytest.mark.parametrize("adjusted", ADJUSTMENTS)
+def test_draws_follow_adjusted_logits(settings: dict[str, Any], adjusted: dict[str, Any]) -> None:
+    logits = np.random.default_rng(7).normal(0, 2, 1000).astype(np.float32)
+    logits[[3, 900]] = 4.0, -4.0  # the penalty divides one and multiplies the other
+    drawn = draw(sampler_of(1000), logits, **settings, **adjustment(1000, adjusted))
+    assert_follows(drawn, exact_probs(logits, **settings, **adjusted))
+
+
+def test_the_largest_adjusted_logit_is_transformers() -> None:
+    """Greedy, on logits that all lie close together: a penalty a little off chooses another token."""
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        logits = rng.normal(0, 1, 50257).astype(np.float32) * np.float32(1e-3)
+        adjusted = {
+            "bias": dict(zip(rng.integers(0, 50257, 2000).tolist(), rng.normal(0, 1e-3, 2000), strict=True)),
+            "penalty": float(rng.uniform(0.5, 2)),
+            "token_ids": tuple(rng.integers(0, 50257, 20_000).tolist()),
+        }
+        token_ids, _ = sampler_of(50257)(logits, uniforms(1), top_k=1, **adjustment(50257, adjusted))
+        assert token_ids[0] == exact_probs(logits, **adjusted).argmax()
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    """Every way through the sampler beside every other, adjusted rows among them."""
+    kinds = [
+        {"top_k": 50, "top_p": 0.95},
+        {"top_k": 1, "top_p": 1e-6},
+        {"temperature": 1.3, "top_k": 3, "min_p": 0.2},
+        {"temperature": 0.5, "top_k": 256, "top_p": 0.5},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"temperature": 1.3},
+        {"temperature": 2.0, "top_p": 0.01},
+        {"temperature": 1.5, "min_p": 0.02},
+        {"temperature": 1.5, "min_p": 0.001, "top_p": 0.7},
+        {"min_p": 0.1},
+        {"top_k": 50, "is_adjusted": True},
+        {"top_p": 0.95, "is_adjusted": True},
     ]
-    assert together.tolist() == alone
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "is_adjusted": False}
+    settings = {name: np.array([kind.get(name, value) for kind in kinds]) for name, value in off.items()}
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (len(kinds), 50257)).astype(np.float32)
+    neutral = ~settings["is_adjusted"][:, None]
+    adjustments = {
+        "logit_bias": np.where(neutral, 0, rng.normal(0, 2, logits.shape)).astype(np.float32),
+        "repetition_penalty": np.where(neutral, 1, rng.uniform(0.7, 1.5, logits.shape)).astype(np.float32),
+    }
+    alone, together = [], []
+    for seed in range(25):
+        u = uniforms(len(kinds), seed)
+        together.append(np.stack(sampler_of(50257)(logits, u, **settings, **adjustments)))
+        rows = [
+            sampler_of(50257)(
+                logits[i : i + 1],
+                u[i : i + 1],
+                **{name: values[i : i + 1] for name, values in (settings | adjustments).items()},
+            )
+            for i in range(len(kinds))
+        ]
+        alone.append(np.stack([np.concatenate(values) for values in zip(*rows, strict=True)]))
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_greedy_takes_the_first_of_equal_logits() -> None:
-    logits = np.zeros((1, 300), np.float32)
-    logits[0, [7, 100, 250]] = 5.0
-    uniforms = np.full((1, GRAPH_UNIFORMS), 0.999, np.float32)
-    token_ids, _ = Sampler(300)(logits, uniforms, temperature=1.0, top_k=1, top_p=1e-6)
+    logits = np.zeros(300, np.float32)
+    logits[[7, 100, 250]] = 5.0
+    token_ids, _ = sampler_of(300)(logits, np.full((1, GRAPH_UNIFORMS), 0.999), top_k=1, top_p=1e-6)
     assert token_ids.tolist() == [7]
 
 
 def test_ties_with_the_kth_logit_stay() -> None:
     logits = np.array([3.0, 2.0, 2.0, 2.0, 1.0], np.float32)
-    drawn = draw(Sampler(5), logits, {"temperature": 1.0, "top_k": 2, "top_p": 1.0})
+    drawn = draw(sampler_of(5), logits, top_k=2)
     assert set(drawn.tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 2, 50])
+@pytest.mark.parametrize(("top_k", "num_ties"), [(1, 65), (50, 30), (51, 300), (200, 100)])
+@pytest.mark.parametrize("companion", [0, 1, 256])
+def test_a_row_with_more_ties_than_fit_is_left_to_the_host(top_k: int, num_ties: int, companion: int) -> None:
+    logits = np.zeros(1000, np.float32)
+    logits[: top_k - 1] = np.arange(top_k - 1, 0, -1)
+    logits[top_k - 1 : top_k - 1 + num_ties] = 0.5
+    rows = np.stack([logits, np.arange(1000, dtype=np.float32)])
+    _, unresolved = sampler_of(1000)(rows, uniforms(2), temperature=40.0, top_k=[top_k, companion])
+    assert unresolved.tolist() == [True, False]
+
+
+def test_the_likeliest_token_stays_at_min_p_1() -> None:
+    """A whole vocabulary of equals, more than the window holds, and one token above all others."""
+    sampler = sampler_of(1000)
+    logits = np.full(1000, -3.3, np.float32)
+    token_ids, unresolved = sampler(logits, uniforms(500), temperature=0.7, min_p=1.0)
+    assert not unresolved.any()
+    assert len(set(token_ids.tolist())) > 300
+    logits[321] = np.nextafter(logits[321], np.float32(0))
+    token_ids, unresolved = sampler(logits, uniforms(500), temperature=1e-5, min_p=1.0)
+    assert set(token_ids[~unresolved].tolist()) == {321}
+
+
+@pytest.mark.parametrize("settings", [*(case.values[0] for case in SETTINGS), {"top_k": 256}], ids=str)
+@pytest.mark.parametrize("num_allowed", [1, 5, 60, 300, 999])
+def test_a_masked_token_is_never_drawn(num_allowed: int, settings: Any) -> None:
+    """Masks in the bias and in the logits themselves, and uniforms at both ends."""
+    rng = np.random.default_rng(num_allowed)
+    sampler = sampler_of(1000, (999,))
+    logits = rng.normal(0, 2, 1000).astype(np.float32)
+    bias = np.full(1000, -np.inf, np.float32)
+    bias[rng.choice(1000, num_allowed, replace=False)] = 0
+    u = np.concatenate([uniforms(300), np.zeros((1, 4)), np.full((1, 4), LARGEST_UNIFORM)])
+    adjusted = {"is_adjusted": True, "logit_bias": bias, "repetition_penalty": rng.uniform(0.5, 2, 1000)}
+    is_short = np.arange(len(u)) % 2 == 1 if num_allowed > 1 else False
+    for inputs in ({"logits": logits, **adjusted}, {"logits": logits + bias}):
+        token_ids, unresolved = sampler(**inputs, uniforms=u, too_short=is_short, **settings)  # type: ignore[arg-type]
+        assert unresolved.mean() < 0.02
+        assert (bias[token_ids[~unresolved]] == 0).all()
+        assert not (token_ids[~unresolved & is_short] == 999).any()
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, np.inf])
+@pytest.mark.parametrize("settings", [MODEL_CARD, {}, {"top_p": 0.95}], ids=str)
+def test_a_row_without_finite_largest_logit_is_left_to_the_host(
+    settings: dict[str, Any], value: float
+) -> None:
+    logits = np.random.default_rng(9).normal(0, 1, (3, 1000)).astype(np.float32)
+    logits[1] = value
+    _, unresolved = sampler_of(1000)(logits, uniforms(3), **settings)
+    assert unresolved.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": 50}, {"top_p": 0.99}, {"min_p": 1e-4}], ids=str
+)
 @pytest.mark.parametrize("eos_token_ids", [(4,), (4, 900)])
 def test_end_of_text_is_never_drawn_from_a_row_that_is_too_short(
-    top_k: int, eos_token_ids: tuple[int, ...]
+    settings: dict[str, Any], eos_token_ids: tuple[int, ...]
 ) -> None:
     vocab_size = 1000
     logits = np.random.default_rng(3).normal(0, 1, vocab_size).astype(np.float32)
     logits[list(eos_token_ids)] = 9.0  # by far the likeliest
-    rows = np.repeat(logits[None], 400, axis=0)
     too_short = np.arange(400) % 2 == 0
-    uniforms = np.random.default_rng(4).random((400, GRAPH_UNIFORMS), np.float32)
-    token_ids, unresolved = Sampler(vocab_size, eos_token_ids)(
-        rows, uniforms, temperature=1.0, top_k=top_k, top_p=1.0, too_short=too_short
+    token_ids, unresolved = sampler_of(vocab_size, eos_token_ids)(
+        logits, uniforms(400, 4), too_short=too_short, **settings
     )
     is_eos = np.isin(token_ids, eos_token_ids)
     assert not unresolved.any()
     assert not is_eos[too_short].any()
     assert is_eos[~too_short].mean() > 0.8
+    logits[list(eos_token_ids)] = -np.inf
+    expected = exact_probs(logits, **settings)
+    assert (expected[token_ids[too_short]] > 0).all()
 
 
 def test_suppressing_end_of_text_leaves_k_other_tokens() -> None:
     logits = np.array([5.0, 4.0, 3.0, 2.0, 1.0], np.float32)
-    sampler = Sampler(5, (0,))
-    uniforms = np.random.default_rng(5).random((2000, GRAPH_UNIFORMS), np.float32)
-    token_ids, _ = sampler(
-        np.repeat(logits[None], 2000, axis=0), uniforms, temperature=1.0, top_k=2, top_p=1.0, too_short=True
-    )
+    token_ids, _ = sampler_of(5, (0,))(logits, uniforms(2000, 5), top_k=2, too_short=True)
     assert set(token_ids.tolist()) == {1, 2}
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.9), (50, 0.95), (1, 1.0)])
+@pytest.mark.parametrize("uniform", [0.0, LARGEST_UNIFORM])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_the_smallest_and_the_largest_uniform_stay_in_the_support(
-    gpt2_sampler: Sampler, uniform: float, top_k: int, top_p: float
+    gpt2_logits: Array, uniform: float, settings: dict[str, Any]
 ) -> None:
-    logits = np.random.default_rng(6).normal(0, 2.5, (1, 50257)).astype(np.float32)
-    settings = {"temperature": 1.0, "top_k": top_k, "top_p": top_p}
-    token_ids, unresolved = gpt2_sampler(
-        logits, np.full((1, GRAPH_UNIFORMS), uniform, np.float32), **settings
-    )
-    assert unresolved[0] or exact_probs(logits[0], settings)[token_ids[0]] > 0
+    token_ids, unresolved = sampler_of(50257)(gpt2_logits, np.full((1, GRAPH_UNIFORMS), uniform), **settings)
+    assert unresolved[0] or exact_probs(gpt2_logits, **settings)[token_ids[0]] > 0
 
 
 def test_a_row_without_accepted_candidate_is_reported() -> None:
-    """Flat logits, a nucleus of 600 tokens and candidates forced into the tail."""
-    logits = np.linspace(0.5, 0, 1000, dtype=np.float32)[None]
-    uniforms = np.full((1, GRAPH_UNIFORMS), 0.99, np.float32)
-    _, unresolved = Sampler(1000)(logits, uniforms, temperature=1.0, top_k=0, top_p=0.6)
-    assert unresolved.tolist() == [True]
+    """Flat logits, a nucleus of 600 tokens and candidates forced into the tail, but for the last one."""
+    logits = np.linspace(0.5, 0, 1000, dtype=np.float32)
+    u = np.full((2, GRAPH_UNIFORMS), 0.99)
+    u[1, -1] = 0.5
+    token_ids, unresolved = sampler_of(1000)(logits, u, top_p=0.6)
+    assert unresolved.tolist() == [True, False]
+    assert 300 < token_ids[1] < 600
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_no_rows_give_no_tokens(settings: dict[str, Any]) -> None:
+    token_ids, unresolved = sampler_of(50257)(np.empty((0, 50257)), uniforms(0), **settings)
+    assert (token_ids.shape, unresolved.shape) == ((0,), (0,))
+
+
+class TinyModel:
+    """A session of the tiny checkpoint's graph and a cache of its own for a batch."""
+
+    def __init__(self, session: Any, num_rows: int) -> None:
+        self.session = session
+        caches = [x for x in session.get_inputs() if x.name.startswith("past_")]
+        self.cache = {x.name: np.zeros((num_rows, x.shape[1], 64, x.shape[3]), np.float32) for x in caches}
+        self.length = 0
+
+    def __call__(self, ids: Array, output_index: Array, **rows: Any) -> dict[str, Array]:
+        """Run ids [B, S] behind what is in the cache; rows are settings of the B · P outputs."""
+        (num_rows, num_tokens), num_outputs = ids.shape, output_index.size
+        position_ids = np.arange(self.length, self.length + num_tokens)
+        self.length += num_tokens
+        vocab_size = self.session.get_outputs()[2].shape[1]
+        settings: dict[str, Array] = {
+            "temperature": np.ones(num_outputs, np.float32),
+            "top_k": np.ones(num_outputs, np.int64),
+            "top_p": np.full(num_outputs, 2, np.float32),
+            "min_p": np.zeros(num_outputs, np.float32),
+            "min_length": np.zeros(num_outputs, np.int32),
+            "uniforms": uniforms(num_outputs),
+            "is_adjusted": np.zeros(num_outputs, np.bool_),
+            "logit_bias": np.zeros((num_outputs, vocab_size), np.float32),
+            "repetition_penalty": np.ones((num_outputs, vocab_size), np.float32),
+        }
+        inputs = {
+            "input_ids": ids,
+            "position_ids": np.tile(position_ids, (num_rows, 1)),
+            "output_index": output_index.astype(np.int64),
+            "seqlens_k": np.full(num_rows, self.length - 1, np.int32),
+            "total_sequence_length": np.array(self.length, np.int32),
+        }
+        names = [x.name for x in self.session.get_outputs()]
+        outputs = dict(
+            zip(names, self.session.run(names, inputs | settings | rows | self.cache), strict=True)
+        )
+        self.cache = {name: outputs[name.replace("past", "present")] for name in self.cache}
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def tiny_session(checkpoint: Path) -> Any:
+    source = read_checkpoint(checkpoint)
+    model = build_graph(
+        source.config,
+        source.weights,
+        precision="fp32",
+        eos_token_ids=source.generation_defaults.eos_token_ids,
+    )
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def texts(reference_model: Any) -> tuple[Array, Array]:
+    """Three texts of 24 ids, and transformers' logits [3, 24, V]."""
+    ids = np.random.default_rng(10).integers(0, reference_model.config.vocab_size, (3, NUM_TOKENS))
+    with torch.inference_mode():
+        return ids, reference_model(torch.tensor(ids)).logits.numpy()
+
+
+def all_tokens(num_rows: int, num_tokens: int) -> Array:
+    return np.tile(np.arange(num_tokens), (num_rows, 1))
+
+
+def test_every_token_of_a_prefill_gives_the_logits_of_single_steps(
+    tiny_session: Any, texts: tuple[Array, Array]
+) -> None:
+    ids, expected = texts
+    outputs = TinyModel(tiny_session, 3)(ids, all_tokens(3, NUM_TOKENS))
+    logits = outputs["logits"].reshape(expected.shape)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert outputs["token_ids"].tolist() == outputs["logits"].argmax(1).tolist()  # top_k 1
+    model = TinyModel(tiny_session, 3)
+    for position in range(NUM_TOKENS):
+        step = model(ids[:, position : position + 1], np.zeros((3, 1)))
+        np.testing.assert_allclose(step["logits"], logits[:, position], atol=1e-4)
+
+
+def test_any_tokens_may_be_asked_for_in_any_order(tiny_session: Any, texts: tuple[Array, Array]) -> None:
+    ids, expected = texts
+    output_index = np.array([[5, 2], [23, 0], [2, 2]])
+    outputs = TinyModel(tiny_session, 3)(ids, output_index)
+    for row in range(3):
+        logits = outputs["logits"][2 * row : 2 * row + 2]
+        np.testing.assert_allclose(logits, expected[row, output_index[row]], atol=1e-4)
+
+
+def test_a_prefill_without_outputs_fills_the_cache(tiny_session: Any, texts: tuple[Array, Array]) -> None:
+    ids, expected = texts
+    model = TinyModel(tiny_session, 3)
+    outputs = model(ids[:, :-1], np.empty((3, 0)))
+    assert [outputs[name].shape[0] for name in ("token_ids", "unresolved", "logits")] == [0, 0, 0]
+    step = model(ids[:, -1:], np.zeros((3, 1)))
+    np.testing.assert_allclose(step["logits"], expected[:, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 16])
+def test_chunks_on_top_of_a_past_equal_the_whole(
+    tiny_session: Any, texts: tuple[Array, Array], chunk: int
+) -> None:
+    """One row, as the attention takes several tokens on top of a past for one row only."""
+    ids, expected = texts
+    model = TinyModel(tiny_session, 1)
+    chunks = [ids[:1, start : start + chunk] for start in range(0, NUM_TOKENS, chunk)]
+    logits = [model(ids, all_tokens(1, ids.shape[1]))["logits"] for ids in chunks]
+    np.testing.assert_allclose(np.concatenate(logits), expected[0], atol=1e-4)
+
+
+def test_end_of_text_is_suppressed_by_the_position_of_each_output(
+    tiny_session: Any, texts: tuple[Array, Array]
+) -> None:
+    """Adjusted so that end-of-text is the likeliest everywhere; the logits given back are not adjusted."""
+    ids, expected = texts
+    end_of_text = expected.shape[-1] - 1
+    bias = np.zeros((3 * NUM_TOKENS, end_of_text + 1), np.float32)
+    bias[:, end_of_text] = 1e3
+    min_length = np.repeat([0, 10, NUM_TOKENS + 1], NUM_TOKENS).astype(np.int32)
+    outputs = TinyModel(tiny_session, 3)(
+        ids,
+        all_tokens(3, NUM_TOKENS),
+        is_adjusted=np.ones(len(bias), np.bool_),
+        logit_bias=bias,
+        min_length=min_length,
+    )
+    ends = outputs["token_ids"].reshape(3, NUM_TOKENS) == end_of_text
+    assert ends[0].all()
+    assert np.flatnonzero(ends[1]).tolist() == list(range(9, NUM_TOKENS))  # 10 tokens are there at position 9
+    assert not ends[2].any()
+    np.testing.assert_allclose(outputs["logits"].reshape(expected.shape), expected, atol=1e-4)
+
+
+def test_the_windows_limit_is_what_the_host_takes_over_from() -> None:
+    """top_k GRAPH_MAX_TOP_K is sampled here: as many tokens as that, and no more."""
+    logits = np.random.default_rng(11).normal(0, 0.1, 1000).astype(np.float32)
+    drawn = draw(sampler_of(1000), logits, 20_000, top_k=GRAPH_MAX_TOP_K)
+    assert set(drawn.tolist()) == set(np.argsort(-logits)[:GRAPH_MAX_TOP_K].tolist())

@@ -1,19 +1,35 @@
-"""The scheduler alone: admission, slots, copies and the end of sequences."""
+"""The scheduler alone: turns, admission, slots, copies, cancelling and the end of sequences."""
 
 from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgt_infer.scheduler import MAX_RIDING_TOKENS, Batch, Copy, Scheduler
-from hgt_infer.sequence import Sequence, SequenceParams
+from hgt_infer.scheduler import MAX_FED_TOKENS, MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy, Scheduler
+from hgt_infer.sequence import Request, Sequence, SequenceParams
 
 EOS = 99
+LONG = MAX_FED_TOKENS + 1
 
 
-def make(prompt: tuple[int, ...], max_tokens: int = 3, index: int = 0) -> Sequence:
-    params = SequenceParams(1.0, 0, 1.0, max_tokens, 0, frozenset([EOS]), seed=0)
-    return Sequence(prompt, params, index)
+def make(prompt: tuple[int, ...], max_tokens: int = 3, index: int = 0, **params: Any) -> Sequence:
+    resolved = SequenceParams(max_tokens=max_tokens, seed=0, eos_token_ids=frozenset([EOS]), **params)
+    return Sequence(prompt, resolved, index)
+
+
+def add(scheduler: Scheduler, *sequences: Sequence) -> Request:
+    """Submit sequences as one call."""
+    request = Request(lambda event: None)
+    scheduler.add(request, sequences)
+    return request
+
+
+def tokens_of(sequence: Sequence) -> list[int]:
+    return [*sequence.prompt_token_ids, *sequence.output_token_ids]
 
 
 class CacheModel:
@@ -22,161 +38,344 @@ class CacheModel:
     def __init__(self, num_slots: int) -> None:
         self.slots: list[list[int]] = [[] for _ in range(num_slots)]
 
-    def run(self, batch: Batch) -> None:
+    def run(self, batch: Batch, token_id: int = 1) -> BatchOutput:
         for source, target, length in batch.copies:
             assert len(self.slots[source]) >= length
             self.slots[target] = self.slots[source][:length]
         first = batch.sequences[0].slot
         assert first is not None
         assert [s.slot for s in batch.sequences] == list(range(first, first + len(batch.sequences)))
+        assert batch.is_prefill or batch.num_tokens == 1
+        assert 1 <= batch.num_tokens * (len(batch.sequences) if batch.is_prefill else 1) <= MAX_PREFILL_TOKENS
         for sequence in batch.sequences:
             assert sequence.slot is not None
-            tokens = [*sequence.prompt_token_ids, *sequence.output_token_ids]
+            stop = sequence.num_computed + batch.num_tokens
+            cached = self.slots[sequence.slot][: sequence.num_computed]
+            assert cached == tokens_of(sequence)[: sequence.num_computed], "another sequence's tokens"
             if batch.is_prefill:
-                assert sequence.num_computed == 0
-                self.slots[sequence.slot] = list(sequence.prompt_token_ids)
+                # Several rows only from position 0, and the token that samples is left to a step.
+                assert sequence.num_computed == 0 or len(batch.sequences) == 1
+                assert stop < len(sequence.prompt_token_ids)
             else:
-                cached = self.slots[sequence.slot][: sequence.num_computed]
-                assert cached == tokens[: sequence.num_computed], "the slot holds another sequence's tokens"
-                assert sequence.next_input_id == tokens[sequence.num_computed]
-                self.slots[sequence.slot] = [*cached, sequence.next_input_id]
+                assert first == 0
+                assert sequence.next_input_id == tokens_of(sequence)[sequence.num_computed]
+            self.slots[sequence.slot] = tokens_of(sequence)[:stop]
+        return BatchOutput([token_id] * len(batch.sequences))
 
 
-def run_to_end(scheduler: Scheduler, token_id: int = 1) -> list[Batch]:
+def run_to_end(scheduler: Scheduler) -> list[Batch]:
     cache, batches = CacheModel(scheduler.num_slots), []
     while scheduler.has_unfinished:
         batch = scheduler.schedule()
         batches.append(batch)
-        cache.run(batch)
-        scheduler.update(batch, [token_id] * len(batch.sequences))
+        scheduler.update(batch, cache.run(batch))
     return batches
 
 
-def test_prompts_that_wait_for_an_idle_engine_are_prefilled_together() -> None:
-    scheduler = Scheduler(num_slots=4, max_prefill_tokens=100)
-    sequences = [make((i, i)) for i in range(3)]
-    scheduler.add(sequences)
+def step(scheduler: Scheduler, *token_ids: int) -> Batch:
     batch = scheduler.schedule()
-    assert batch.is_prefill
-    assert batch.sequences == batch.admitted == sequences
+    scheduler.update(batch, BatchOutput(list(token_ids)))
+    return batch
 
 
-def test_a_prefill_stays_within_its_limit_of_padded_tokens() -> None:
-    scheduler = Scheduler(num_slots=4, max_prefill_tokens=10)
-    scheduler.add([make((1,) * 4), make((2,) * 5), make((3,) * 5)])
-    assert [len(s.prompt_token_ids) for s in scheduler.schedule().sequences] == [4, 5]
-
-
-def test_one_prompt_above_the_limit_is_prefilled_alone() -> None:
-    scheduler = Scheduler(num_slots=4, max_prefill_tokens=10)
-    scheduler.add([make((1,) * 30), make((2,) * 30)])
-    assert len(scheduler.schedule().sequences) == 1
-
-
-def test_a_freed_slot_goes_to_the_next_waiting_sequence() -> None:
-    scheduler = Scheduler(num_slots=1, max_prefill_tokens=10)
-    first, second = make((1,), max_tokens=1), make((2,), max_tokens=1)
-    scheduler.add([first, second])
-    batch = scheduler.schedule()
-    assert scheduler.update(batch, [5]) == [first]
-    assert first.slot is None
-    assert scheduler.schedule().sequences == [second]
-    assert second.slot == 0
-
-
-def test_a_short_prompt_rides_along_with_running_sequences() -> None:
-    scheduler = Scheduler(num_slots=2, max_prefill_tokens=100)
-    running = make((1, 2, 3), max_tokens=10)
-    scheduler.add([running])
-    scheduler.update(scheduler.schedule(), [7])
-    rider = make((4, 5, 6))
-    scheduler.add([rider])
+def test_a_short_prompt_is_fed_token_by_token_beside_running_sequences() -> None:
+    scheduler = Scheduler(num_slots=2)
+    running, rider = make((1,), max_tokens=10), make((4, 5, 6))
+    add(scheduler, running)
+    step(scheduler, 7)
+    add(scheduler, rider)
     fed = []
     for _ in range(3):
         batch = scheduler.schedule()
         assert not batch.is_prefill
         fed.append(rider.next_input_id)
-        scheduler.update(batch, [8, 8])
+        scheduler.update(batch, BatchOutput([8, 8]))
     assert fed == [4, 5, 6]
     assert rider.output_token_ids == [8]  # what was sampled while it fed its prompt is dropped
     assert running.output_token_ids == [7, 8, 8, 8]
 
 
-def test_a_long_prompt_is_prefilled_beside_running_sequences() -> None:
-    scheduler = Scheduler(num_slots=2, max_prefill_tokens=100)
-    scheduler.add([make((1,), max_tokens=10)])
-    scheduler.update(scheduler.schedule(), [7])
-    long = make((2,) * (MAX_RIDING_TOKENS + 1))
-    scheduler.add([long])
+def test_how_a_prompt_is_computed_depends_on_the_prompt_alone() -> None:
+    for num_running in (0, 3):
+        for length in (1, 2, MAX_FED_TOKENS, LONG, 300):
+            scheduler = Scheduler(num_slots=4)
+            for i in range(num_running):
+                add(scheduler, make((i,), max_tokens=500))
+            if num_running:
+                step(scheduler, *range(num_running))
+            sequence = make((50,) * length)
+            add(scheduler, sequence)
+            prefills = []
+            while not sequence.output_token_ids:
+                batch = scheduler.schedule()
+                if batch.is_prefill:
+                    prefills.append(batch.num_tokens)
+                scheduler.update(batch, BatchOutput([1] * len(batch.sequences)))
+            assert prefills == {LONG: [LONG - 1], 300: [256, 43]}.get(length, [])
+
+
+def test_prompts_of_one_length_are_prefilled_together_and_others_by_themselves() -> None:
+    scheduler = Scheduler(num_slots=8)
+    add(scheduler, *(make((i,) * length) for i, length in enumerate([20, 20, 20, 21, 21, 20])))
+    prefills = [b for b in run_to_end(scheduler) if b.is_prefill]
+    assert [[len(s.prompt_token_ids) for s in b.sequences] for b in prefills] == [[20] * 3, [21] * 2, [20]]
+
+
+def test_a_prefill_stays_within_its_limit_of_tokens() -> None:
+    scheduler = Scheduler(num_slots=8)
+    add(scheduler, *(make((i,) * 101) for i in range(5)))
+    prefills = [b for b in run_to_end(scheduler) if b.is_prefill]
+    assert [len(b.sequences) for b in prefills] == [2, 2, 1]
+
+
+def test_a_freed_slot_goes_to_the_next_waiting_sequence() -> None:
+    scheduler = Scheduler(num_slots=1)
+    first, second = make((1,), max_tokens=1), make((2,), max_tokens=1)
+    add(scheduler, first, second)
     batch = scheduler.schedule()
-    assert batch.is_prefill
-    assert batch.sequences == [long]
-    assert long.slot == 1
+    assert scheduler.update(batch, BatchOutput([5])) == [first]
+    assert first.slot is None
+    assert scheduler.schedule().sequences == [second]
+    assert second.slot == 0
 
 
-def test_siblings_copy_the_prompt_instead_of_computing_it() -> None:
-    scheduler = Scheduler(num_slots=4, max_prefill_tokens=1000)
+def test_calls_take_turns_a_sequence_each() -> None:
+    scheduler = Scheduler(num_slots=2)
+    add(scheduler, *(make((1,), max_tokens=1, index=i) for i in range(500)))
+    step(scheduler, 5, 5)
+    singles = [make((10 + i,), max_tokens=1) for i in range(3)]
+    for single in singles:
+        add(scheduler, single)
+    order = []
+    while not all(single.finish_reason for single in singles):
+        order += scheduler.schedule().sequences
+        scheduler.update(Batch(scheduler.running[:], 1, False, [], []), BatchOutput([5] * 2))
+    # The large call was first in line, so it has the first turn, and none between the singles.
+    assert [sequence.prompt_token_ids[0] for sequence in order] == [1, 10, 11, 12]
+
+
+def test_a_call_that_is_given_more_sequences_keeps_its_place_in_line() -> None:
+    scheduler = Scheduler(num_slots=1)
+    first, second = Request(lambda event: None), Request(lambda event: None)
+    for request, token_id in ((first, 1), (second, 2), (first, 3)):
+        scheduler.add(request, [make((token_id,), max_tokens=1)])
+    assert scheduler.num_waiting == 3
+    order = [batch.sequences[0].prompt_token_ids[0] for batch in run_to_end(scheduler)]
+    assert order == [1, 2, 3]
+
+
+def test_siblings_copy_a_long_prompt_instead_of_computing_it() -> None:
+    scheduler = Scheduler(num_slots=4)
     prompt = (1,) * 50
-    scheduler.add([make(prompt, index=i) for i in range(6)])
+    add(scheduler, *(make(prompt, index=i) for i in range(6)))
     batches = run_to_end(scheduler)
     assert [len(b.sequences) for b in batches if b.is_prefill] == [1]
-    copies = [copy for b in batches for copy in b.copies if copy.length == 49]
-    assert len(copies) >= 3
+    first_wave = [copy for copy in batches[1].copies if copy.length == 49]
+    assert first_wave == [Copy(0, 1, 49), Copy(0, 2, 49), Copy(0, 3, 49)]
+    assert not any(b.copies for b in batches[2:])  # the others find the prompt where they go
+
+
+def test_calls_that_wait_with_the_same_prompt_share_its_prefill() -> None:
+    scheduler = Scheduler(num_slots=4)
+    for _ in range(3):
+        add(scheduler, make((1,) * 50, max_tokens=5))
+    batches = run_to_end(scheduler)
+    assert sum(b.is_prefill for b in batches) == 1
+    assert sum(copy.length == 49 for b in batches for copy in b.copies) == 2
+
+
+def test_a_prompt_is_copied_from_a_slot_whose_sequence_has_ended() -> None:
+    scheduler = Scheduler(num_slots=3)
+    prompt = (1,) * 50
+    add(scheduler, make((5,), max_tokens=99), make(prompt, max_tokens=1))
+    batches = [scheduler.schedule()]
+    scheduler.update(batches[0], BatchOutput([]))
+    step(scheduler, 5, 5)
+    add(scheduler, make((6,), max_tokens=99), make(prompt, max_tokens=1))
+    batch = scheduler.schedule()  # the first one takes the slot that held the prompt
+    assert batch.is_prefill
+    scheduler.update(batch, BatchOutput([]))
+    step(scheduler, 5, 5, 5)
+    add(scheduler, make(prompt))
+    assert scheduler.schedule().copies == []
+
+
+def test_a_sequence_that_reports_its_prompt_computes_it_itself() -> None:
+    scheduler = Scheduler(num_slots=2)
+    prompt = (1,) * 50
+    add(scheduler, make(prompt, max_tokens=50))
+    scheduler.update(scheduler.schedule(), BatchOutput([]))
+    add(scheduler, make(prompt, prompt_logprobs=0))
+    batch = scheduler.schedule()
+    assert batch.is_prefill
+    assert batch.copies == []
+
+
+def test_a_sequence_that_generates_nothing_ends_with_its_prompt() -> None:
+    for length in (2, MAX_FED_TOKENS, LONG, 600):
+        scheduler = Scheduler(num_slots=2)
+        sequence = make((1,) * length, max_tokens=0, prompt_logprobs=0)
+        add(scheduler, sequence)
+        batches = run_to_end(scheduler)
+        assert sequence.finish_reason == "length"
+        assert sequence.output_token_ids == []
+        assert sum(batch.num_tokens for batch in batches) == length - 1
 
 
 def test_the_last_sequence_moves_into_the_gap_that_another_leaves() -> None:
-    scheduler = Scheduler(num_slots=3, max_prefill_tokens=100)
-    sequences = [make((1, 1), max_tokens=1), make((2, 2)), make((3, 3))]
-    scheduler.add(sequences)
-    scheduler.update(scheduler.schedule(), [5, 5, 5])
+    scheduler = Scheduler(num_slots=3)
+    sequences = [make((1,), max_tokens=1), make((2,)), make((3,))]
+    add(scheduler, *sequences)
+    step(scheduler, 5, 5, 5)
     batch = scheduler.schedule()
     assert batch.sequences == [sequences[2], sequences[1]]
-    assert batch.copies == [Copy(source=2, target=0, length=2)]
+    assert batch.copies == [Copy(source=2, target=0, length=1)]
+
+
+def test_no_sequence_that_ends_is_moved_first() -> None:
+    scheduler = Scheduler(num_slots=4)
+    ends = (1, 9, 1, 1)
+    sequences = [make((i,), max_tokens=max_tokens) for i, max_tokens in enumerate(ends)]
+    add(scheduler, *sequences)
+    step(scheduler, 5, 5, 5, 5)
+    assert scheduler.schedule().copies == [Copy(source=1, target=0, length=1)]
+
+
+def test_cancelling_frees_slots_for_the_next_run_and_forgets_what_waits() -> None:
+    scheduler = Scheduler(num_slots=2)
+    cancelled, other = [make((i,), max_tokens=100) for i in range(3)], make((9,))
+    request = add(scheduler, *cancelled)
+    add(scheduler, other)
+    step(scheduler, 5, 5)
+    assert sorted(scheduler.cancel(request), key=tokens_of) == cancelled
+    assert scheduler.num_waiting == 0
+    batch = scheduler.schedule()
+    assert batch.sequences == [other]
+    assert other.slot == 0
+    assert scheduler.cancel(request) == []
+
+
+def test_a_prompt_that_is_cancelled_half_computed_leaves_its_slot() -> None:
+    scheduler = Scheduler(num_slots=3)
+    add(scheduler, make((1,), max_tokens=9))
+    step(scheduler, 5)
+    request = add(scheduler, make((2,) * 600))
+    other = make((3,) * 20)
+    add(scheduler, other)
+    assert scheduler.schedule().num_tokens == 256
+    scheduler.update(Batch(scheduler.running[1:], 256, True, [], []), BatchOutput([]))
+    scheduler.cancel(request)
+    batch = scheduler.schedule()
+    assert (batch.sequences, batch.num_tokens) == ([other], 19)
+    assert other.slot == 1
 
 
 def test_end_of_text_ends_a_sequence() -> None:
-    scheduler = Scheduler(num_slots=1, max_prefill_tokens=10)
+    scheduler = Scheduler(num_slots=1)
     sequence = make((1,))
-    scheduler.add([sequence])
-    scheduler.update(scheduler.schedule(), [EOS])
-    assert (sequence.finish_reason, sequence.output_token_ids) == ("stop", [EOS])
+    add(scheduler, sequence)
+    step(scheduler, EOS)
+    assert (sequence.finish_reason, sequence.stop_reason) == ("stop", None)
+    assert sequence.output_token_ids == [EOS]
+
+
+def test_a_stop_token_ends_a_sequence_and_is_its_reason() -> None:
+    scheduler = Scheduler(num_slots=1)
+    sequence = make((1,), stop_token_ids=frozenset([42]))
+    add(scheduler, sequence)
+    step(scheduler, 7)
+    step(scheduler, 42)
+    assert (sequence.finish_reason, sequence.stop_reason) == ("stop", 42)
 
 
 prompts = st.one_of(
-    st.sampled_from([(1,), (1, 2, 3), (7,) * 40, (8,) * 90]),  # often the same one
+    st.sampled_from([(1,), (1, 2, 3), (7,) * 40, (8,) * 90, (9,) * 300]),  # often the same one
     st.lists(st.integers(1, 50), min_size=1, max_size=60).map(tuple),
 )
+calls = st.tuples(
+    prompts,
+    st.integers(0, 12),  # max_tokens
+    st.integers(1, 5),  # samples
+    st.sampled_from([None, None, 0]),  # prompt_logprobs
+)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300)
 @given(
-    requests=st.lists(st.tuples(prompts, st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=25),
+    requests=st.lists(calls, min_size=1, max_size=25),
     num_slots=st.integers(1, 8),
     arrivals=st.integers(1, 6),
-    tokens=st.randoms(use_true_random=False),
+    cancels=st.floats(0, 0.2),
+    rng=st.randoms(use_true_random=False),
 )
 def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
-    requests: list[tuple[tuple[int, ...], int, int]], num_slots: int, arrivals: int, tokens: object
+    requests: list[tuple[tuple[int, ...], int, int, int | None]],
+    num_slots: int,
+    arrivals: int,
+    cancels: float,
+    rng: random.Random,
 ) -> None:
-    """Random prompts, samples and lengths that arrive while others run: no slot lost, none used twice."""
-    scheduler = Scheduler(num_slots, max_prefill_tokens=100)
-    cache = CacheModel(num_slots)
-    pending = [[make(p, max_tokens, i) for i in range(n)] for p, max_tokens, n in requests]
-    everyone = [s for group in pending for s in group]
-    started: list[Sequence] = []
-    for _ in range(10_000):
-        for _ in range(arrivals):
-            if pending:
-                scheduler.add(pending.pop(0))
+    """Calls that arrive, end and are cancelled while others run: no slot lost, none used twice."""
+    scheduler, cache = Scheduler(num_slots), CacheModel(num_slots)
+    pending = []
+    for prompt, max_tokens, n, prompt_logprobs in requests:
+        if len(prompt) == 1 or prompt_logprobs is None:
+            max_tokens = max(1, max_tokens)  # else there is nothing to run
+        pending.append([make(prompt, max_tokens, i, prompt_logprobs=prompt_logprobs) for i in range(n)])
+    everyone = [sequence for group in pending for sequence in group]
+    alive: list[Request] = []
+    started: dict[int, list[int]] = {}
+    gone: set[Sequence] = set()
+    for _ in range(20_000):
+        alive += [add(scheduler, *group) for group in pending[:arrivals]]
+        del pending[:arrivals]
+        while alive and rng.random() < cancels:
+            gone.update(scheduler.cancel(alive.pop(rng.randrange(len(alive)))))
+        assert scheduler.num_waiting == sum(len(request.waiting) for request in scheduler.line)
+        assert all(request.waiting for request in scheduler.line)
         if not scheduler.has_unfinished:
+            if pending:
+                continue
             break
         batch = scheduler.schedule()
-        started.extend(batch.admitted)
-        cache.run(batch)
-        sampled = [tokens.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences]  # type: ignore[attr-defined]
-        for sequence in scheduler.update(batch, sampled):
+        for sequence in batch.admitted:
+            started.setdefault(id(sequence.request), []).append(sequence.sample_index)
+        if not batch.is_prefill:  # a free slot beside a waiting call would be wasted
+            assert len(batch.sequences) == num_slots or not scheduler.line
+        output = cache.run(batch)
+        output.token_ids = [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences]
+        for sequence in scheduler.update(batch, output):
             assert sequence.slot is None
         assert [s.slot for s in scheduler.running] == list(range(len(scheduler.running)))
-    assert all(s.finish_reason is not None for s in everyone)
-    assert all(1 <= len(s.output_token_ids) <= s.params.max_tokens for s in everyone)
-    assert started == everyone  # first come, first served
+    assert not scheduler.running
+    assert not scheduler.line
+    for sequence in everyone:
+        assert (sequence.finish_reason is not None) != (sequence in gone)
+        assert len(sequence.output_token_ids) <= sequence.params.max_tokens
+    assert all(indices == sorted(indices) for indices in started.values())  # in their order within a call
+
+
+@settings(max_examples=100)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    num_slots=st.integers(1, 5),
+    length=st.integers(1, 4),
+)
+def test_no_call_waits_for_more_than_one_turn_of_each_other(
+    sizes: list[int], num_slots: int, length: int
+) -> None:
+    """Between two admissions of a waiting call, each other call has at most one."""
+    scheduler, cache = Scheduler(num_slots), CacheModel(num_slots)
+    for number, size in enumerate(sizes):
+        add(scheduler, *(make((number, i), max_tokens=length) for i in range(size)))
+    order: list[int] = []
+    while scheduler.has_unfinished:
+        batch = scheduler.schedule()
+        order += [s.prompt_token_ids[0] for s in batch.admitted]
+        scheduler.update(batch, cache.run(batch))
+    for number, size in enumerate(sizes):
+        turns = [-1] + [i for i, call in enumerate(order) if call == number]
+        assert len(turns) == size + 1
+        for begin, end in itertools.pairwise(turns):
+            between = order[begin + 1 : end]
+            assert len(between) == len(set(between))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from checkpoints import train_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
@@ -50,6 +51,18 @@ def pair(small_bpe: Path) -> tuple[Tokenizer, Any]:
 @pytest.fixture(scope="module")
 def gpt2(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return save(reference_data / "tokenizer", tmp_path_factory.mktemp("gpt2") / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tests' tokenizer with added tokens of every kind behind its own."""
+    built = train_tokenizer(400)
+    built.add_tokens(["[NAME]", "日本", "café", "a b", "Ġx", "éĠ日"])
+    built.add_special_tokens(["<pad>", "<é>"])
+    built.add_tokens([tokenizers.AddedToken("behind", special=False)])
+    path = tmp_path_factory.mktemp("added") / "tokenizer.json"
+    built.save(str(path))
+    return Tokenizer(path)
 
 
 # Text of the alphabet's corners, with the special token and BPE's own byte letters inside.
@@ -169,6 +182,73 @@ def test_empty_input_gives_empty_output(pair: tuple[Tokenizer, Any]) -> None:
 def test_a_negative_id_is_refused(pair: tuple[Tokenizer, Any]) -> None:
     with pytest.raises(ParameterError, match="got -1 to 3"):
         pair[0].decode([3, -1])
+
+
+def joined(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of the ids, from the bytes of each."""
+    token_bytes = tokenizer.token_bytes
+    data = b"".join(token_bytes[token_id] for token_id in ids if token_id < len(token_bytes))
+    return data.decode("utf-8", "replace")
+
+
+@settings(max_examples=400)
+@given(ids=st.lists(st.integers(0, 420), max_size=20))
+def test_the_bytes_of_any_tokens_joined_are_their_text(added: Tokenizer, ids: list[int]) -> None:
+    assert joined(added, ids) == added.decode(ids)
+
+
+def test_each_token_has_the_bytes_of_its_text(added: Tokenizer, gpt2: Tokenizer) -> None:
+    assert joined(added, [len(added.token_bytes) - 1]) == "behind"
+    for tokenizer in (added, gpt2):
+        for token_id in range(len(tokenizer.token_bytes)):
+            assert joined(tokenizer, [token_id]) == tokenizer.decode([token_id])
+    assert len(gpt2.token_bytes) == 50257
+    assert gpt2.token_bytes[50256] == b""
+    llama = gpt2.encode("🦙")
+    assert b"".join(gpt2.token_bytes[token_id] for token_id in llama) == "🦙".encode()
+
+
+def test_ids_that_the_vocabulary_leaves_out_have_no_bytes(tmp_path: Path) -> None:
+    built = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 1, "Ġ": 4}, []))
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_tokens(["b"])  # 2, the number of tokens
+    built.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.token_bytes == [b"", b"a", b"b", b"", b" "]
+    assert joined(tokenizer, [0, 1, 2, 3, 4, 5]) == tokenizer.decode([0, 1, 2, 3, 4, 5]) == "ab "
+
+
+def test_an_added_token_that_takes_another_ones_id_has_its_bytes(tmp_path: Path) -> None:
+    built = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "c": 2}, []))
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_tokens(["b"])  # 2 again
+    built.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.decode([2]) == "b"
+    assert tokenizer.token_bytes == [b"a", b"", b"b"]
+
+
+def test_tokens_of_another_decoder_have_no_bytes(small_bpe: Path, tmp_path: Path) -> None:
+    built = _build_tokenizer(small_bpe, {})
+    built.decoder = tokenizers.decoders.WordPiece()
+    built.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelFormatError, match="expected a ByteLevel decoder, found: WordPiece"):
+        _ = Tokenizer(tmp_path / "tokenizer.json").token_bytes
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(text=texts)
+def test_no_token_covers_more_characters_than_the_longest_token(
+    pair: tuple[Tokenizer, Any], added: Tokenizer, text: str
+) -> None:
+    for tokenizer in (pair[0], added):
+        assert len(text) <= len(tokenizer.encode(text)) * tokenizer.max_token_length
+
+
+def test_the_longest_token_of_gpt2_covers_as_many_bytes_as_it_says(gpt2: Tokenizer) -> None:
+    longest = max(gpt2.token_bytes, key=len)
+    assert len(gpt2.encode(longest.decode())) == 1
+    assert len(longest) == gpt2.max_token_length
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off(small_bpe: Path, tmp_path: Path) -> None:

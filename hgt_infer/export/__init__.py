@@ -14,7 +14,7 @@ from hgt_infer.export.graph import build_graph
 from hgt_infer.export.precision import float_type
 from hgt_infer.export.verify import installed_references, verify
 
-EXPORTER_VERSION = "1"
+EXPORTER_VERSION = "2"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
 
 __all__ = ["EXPORTER_VERSION", "export_checkpoint", "installed_references"]

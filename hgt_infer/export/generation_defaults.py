@@ -27,6 +27,10 @@ _SUPPORTED_SETTINGS: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "min_length": 0,
     "max_length": 20,
     "min_new_tokens": None,
@@ -50,19 +54,26 @@ _UNSUPPORTED_SETTINGS: dict[str, Any] = {
     "forced_eos_token_id": None,
     "guidance_scale": None,
     "max_time": None,
-    "min_p": None,
-    "no_repeat_ngram_size": 0,
     "num_beam_groups": 1,
     "num_beams": 1,
     "num_return_sequences": 1,
     "penalty_alpha": None,
-    "repetition_penalty": 1.0,
     "sequence_bias": None,
     "stop_strings": None,
     "suppress_tokens": None,
     "token_healing": False,
-    "typical_p": 1.0,
     "watermarking_config": None,
+}
+# What None means in a file.
+_OFF = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
 }
 _GLOBAL_SETTINGS = {**_SUPPORTED_SETTINGS, **_UNSUPPORTED_SETTINGS}
 # What its text-generation pipeline puts over them.
@@ -124,7 +135,7 @@ def read_generation_defaults(
     _warn_of_unsupported(folder, settings)
 
     supported = {name: settings[name] for name in _SUPPORTED_SETTINGS if name != "eos_token_id"}
-    for name, off in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_length", 0)):
+    for name, off in _OFF.items():
         if supported[name] is None:
             supported[name] = off
     supported |= {"eos_token_ids": as_ids(settings["eos_token_id"]), "prefix": prefix}

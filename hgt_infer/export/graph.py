@@ -1,8 +1,7 @@
 """GPT-2's forward pass as one fused ONNX graph over a static KV cache, with the sampler at its end.
 
 One graph serves prompts and single steps: a run takes S tokens per row, writes their keys and values
-into the cache in place, and samples one token per row from the logits at the row's last real token.
-S > 1 starts a row at position 0, padded on the right; S = 1 continues it.
+into the cache in place, and samples one token for each of P tokens per row, which the caller selects.
 """
 
 from __future__ import annotations
@@ -37,12 +36,17 @@ def build_graph(
     """Build the graph of one checkpoint.
 
     Inputs (B rows, S tokens a row, M cache positions, H heads of size D):
-        input_ids int64 [B, S], position_ids int64 [B, S]
-        seqlens_k int32 [B]: last real position of each row
+        input_ids int64 [B, S], position_ids int64 [B, S]: S = 1, or from position 0, or B = 1
+        output_index int64 [B, P]: which of a row's S tokens give logits; none, some or all
+        seqlens_k int32 [B]: last position of each row
         total_sequence_length int32 []: largest seqlens_k + 1, in CPU memory
         past_key.i, past_value.i [B, H, M, D]: bind the same buffer as present_key.i, present_value.i
-        temperature, top_p float [B]; top_k int64 [B]; min_length int32 [B]; uniforms float [B, 4]
-    Outputs: token_ids int64 [B], unresolved bool [B], logits float [B, V], present_key.i, present_value.i.
+    for each of R = B · P output rows:
+        temperature, top_p, min_p float [R]; top_k int64 [R]; uniforms float [R, 4]
+        min_length int32 [R]: end-of-text is suppressed while position + 1 is below
+        is_adjusted bool [R]; logit_bias, repetition_penalty float [R, V]: read where any row is adjusted
+    Outputs: token_ids int64 [R], unresolved bool [R], logits float [R, V] before any adjustment,
+        present_key.i, present_value.i.
     """
     return _GraphBuild(config, weights, precision).build(eos_token_ids)
 
@@ -64,46 +68,51 @@ class _GraphBuild:
         op = self.op
         input_ids = self.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
         position_ids = self.input("position_ids", ir.DataType.INT64, ["batch", "sequence"])
+        output_index = self.input("output_index", ir.DataType.INT64, ["batch", "outputs"])
         self.seqlens_k = self.input("seqlens_k", ir.DataType.INT32, ["batch"])
         self.total_sequence_length = self.input("total_sequence_length", ir.DataType.INT32, [])
 
-        hidden = self.decoder(input_ids, position_ids)  # [B, 1, E]
-        logits = self.lm_head(hidden)  # [B, V]
+        hidden = self.decoder(input_ids, position_ids, output_index)  # [B, P, E]
+        logits = self.lm_head(hidden)  # [R, V]
 
         with self.scope("sampler"):
-            length = op.Add(self.seqlens_k, 1)
+            positions = op.Reshape(op.GatherElements(position_ids, output_index, axis=1), [-1, 1])
+            length = op.Add(op.Cast(positions, to=ir.DataType.INT32), 1)
+            vocab_shape: list[int | str] = ["rows", self.config.vocab_size]
             rows = SamplingInputs(
                 temperature=self.column("temperature", ir.DataType.FLOAT),
                 top_k=self.column("top_k", ir.DataType.INT64),
                 top_p=self.column("top_p", ir.DataType.FLOAT),
-                too_short=op.Less(op.Unsqueeze(length, [1]), self.column("min_length", ir.DataType.INT32)),
-                uniforms=self.input("uniforms", ir.DataType.FLOAT, ["batch", GRAPH_UNIFORMS]),
+                min_p=self.column("min_p", ir.DataType.FLOAT),
+                too_short=op.Less(length, self.column("min_length", ir.DataType.INT32)),
+                uniforms=self.input("uniforms", ir.DataType.FLOAT, ["rows", GRAPH_UNIFORMS]),
+                is_adjusted=self.column("is_adjusted", ir.DataType.BOOL),
+                logit_bias=self.input("logit_bias", ir.DataType.FLOAT, vocab_shape),
+                repetition_penalty=self.input("repetition_penalty", ir.DataType.FLOAT, vocab_shape),
             )
             token_ids, unresolved = sample(
                 self.builder, logits, rows, vocab_size=self.config.vocab_size, eos_token_ids=eos_token_ids
             )
 
-        self.output(token_ids, "token_ids", ir.DataType.INT64, ["batch"])
-        self.output(unresolved, "unresolved", ir.DataType.BOOL, ["batch"])
-        self.output(logits, "logits", ir.DataType.FLOAT, ["batch", self.config.vocab_size])
+        self.output(token_ids, "token_ids", ir.DataType.INT64, ["rows"])
+        self.output(unresolved, "unresolved", ir.DataType.BOOL, ["rows"])
+        self.output(logits, "logits", ir.DataType.FLOAT, vocab_shape)
         for name, present in self.presents.items():
             self.output(present, name, self.float_type, self.cache_shape)
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="hgt_infer")
 
-    def decoder(self, input_ids: Value, position_ids: Value) -> Value:
-        """The transformer: ids [B, S] → normalized hidden state [B, 1, E] of each row's last real token."""
+    def decoder(self, input_ids: Value, position_ids: Value, output_index: Value) -> Value:
+        """The transformer: ids [B, S] → normalized hidden state [B, P, E] of the tokens that give logits."""
         op, config = self.op, self.config
         self.presents: dict[str, Value] = {}
-        # Where the row's last real token lies among the S tokens of this run: [B, 1, 1].
-        first_position = op.Cast(op.Slice(position_ids, [0], [1], [1]), to=ir.DataType.INT32)
-        last_index = op.Unsqueeze(op.Sub(op.Unsqueeze(self.seqlens_k, [1]), first_position), [2])
+        index = op.Expand(op.Unsqueeze(output_index, [2]), [1, 1, config.n_embd])  # [B, P, E]
 
         hidden, residual = self.embed(input_ids, position_ids)
         for layer in range(config.n_layer):
             with self.scope(f"h.{layer}"):
                 hidden = self.attention(hidden, layer)
                 if layer == config.n_layer - 1:  # nothing after here looks at other positions
-                    hidden, residual = (self.at(last_index, x) for x in (hidden, residual))
+                    hidden, residual = (op.GatherElements(x, index, axis=1) for x in (hidden, residual))
                 hidden, residual = self.project(hidden, residual, f"h.{layer}.attn.c_proj", f"h.{layer}.ln_2")
                 hidden = self.activate(hidden, f"h.{layer}.mlp.c_fc")
                 next_norm = f"h.{layer + 1}.ln_1" if layer + 1 < config.n_layer else "ln_f"
@@ -167,13 +176,8 @@ class _GraphBuild:
         )
         return normalized, total
 
-    def at(self, index: Value, hidden: Value) -> Value:
-        """One token per row: hidden [B, S, X] at index [B, 1, 1] → [B, 1, X]."""
-        indices = self.op.Expand(index, [1, 1, self.config.n_embd])
-        return self.op.GatherElements(hidden, indices, axis=1)
-
     def lm_head(self, hidden: Value) -> Value:
-        """Logits in fp32: [B, 1, E] → [B, V]. The matrix is wte itself unless the checkpoint unties it."""
+        """Logits in fp32: [B, P, E] → [R, V]. The matrix is wte itself unless the checkpoint unties it."""
         name = "lm_head.weight" if "lm_head.weight" in self.weights else "wte.weight"
         flat = self.op.Reshape(hidden, [-1, self.config.n_embd])
         logits = self.op.Gemm(flat, self.parameter(name), transB=1)
@@ -196,8 +200,8 @@ class _GraphBuild:
         return self.builder.input(name, dtype, shape)
 
     def column(self, name: str, dtype: ir.DataType) -> Value:
-        """An input of shape [B], as [B, 1]."""
-        return self.op.Unsqueeze(self.input(name, dtype, ["batch"]), [1])
+        """An input of shape [R], as [R, 1]."""
+        return self.op.Unsqueeze(self.input(name, dtype, ["rows"]), [1])
 
     def output(self, value: Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
         value.type = ir.TensorType(dtype)

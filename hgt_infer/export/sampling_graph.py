@@ -1,14 +1,15 @@
 """The sampler as graph nodes: logits and per-row settings in, one token id per row out.
 
-Filters follow transformers' order: end-of-text suppressed below the minimum length, temperature,
-top_k, top_p. There is no random operator here: the caller feeds uniforms, so that a row's token
-depends on its own logits, settings and uniforms alone.
+Filters follow transformers' order: logit bias, repetition penalty, end-of-text suppressed below the
+minimum length, temperature, top_k, top_p, min_p. There is no random operator here: the caller feeds
+uniforms, so that a row's token depends on its own logits, settings and uniforms alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +21,38 @@ from hgt_infer.sampling import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
 
 Value = Any  # ir.Value, which onnxscript leaves untyped
 
+NARROW_WINDOW, NARROW_MAX_TOP_K = 64, 50
+"""Window and largest top_k of rows that need no more: TopK takes half the time where all of a batch do."""
+
+NO_WEIGHT = 1e-30
+"""Tokens this much less likely than the likeliest are not drawn: -inf leaves Softmax as about 1e-39."""
+
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
+OUTSIDE, OPEN, INSIDE = 0.0, 1.0, 2.0
+"""What is known of a candidate: whether it lies inside the nucleus."""
+
 
 @dataclass(frozen=True)
 class SamplingInputs:
-    """Settings of each row, all of shape [B, 1] but the uniforms.
+    """Settings of each of B rows, [B, 1] where no other shape is given.
 
     temperature: float, > 0. top_k: int64, 0 is off, 1 … GRAPH_MAX_TOP_K otherwise. top_p: float, ≥ 1 is off.
-    too_short: bool, true while the row must not end. uniforms: float [B, GRAPH_UNIFORMS] in [0, 1).
+    min_p: float, 0 is off, ≤ 1. too_short: bool, true while the row must not end.
+    uniforms: float [B, GRAPH_UNIFORMS] in [0, 1).
+    is_adjusted: bool; where no row is, the two that follow are not read.
+    logit_bias: float [B, V], added; -inf bans a token. repetition_penalty: float [B, V], > 0, 1 is off.
     """
 
     temperature: Value
     top_k: Value
     top_p: Value
+    min_p: Value
     too_short: Value
     uniforms: Value
+    is_adjusted: Value
+    logit_bias: Value
+    repetition_penalty: Value
 
 
 def sample(
@@ -46,151 +65,334 @@ def sample(
 ) -> tuple[Value, Value]:
     """Draw one token per row from its filtered distribution.
 
-    logits: float [B, V]. Returns token_ids int64 [B] and unresolved bool [B]: rows whose candidates
-    all fell outside the nucleus (about 1 in 160,000 at top_p 0.95), to be drawn from the logits on the host.
-
-    Rows with top_k, and rows whose nucleus lies within the GRAPH_MAX_TOP_K likeliest tokens, are drawn by
-    inverse CDF over that window. The others go through `_sample_wide`, which runs only when some
-    row of the batch has no top_k.
+    logits: float [B, V], B ≥ 0. Returns token_ids int64 [B] and unresolved bool [B]: rows to be drawn on the
+    host. These are rows whose candidates all fell outside the nucleus (about 1 in 160,000 at top_p 0.95),
+    rows with more ties at the k-th logit than the window holds, and rows whose largest logit is not finite.
     """
+    sampler = _Sampler(rows, vocab_size, tuple(eos_token_ids))
     op = builder.op
-    window = min(GRAPH_MAX_TOP_K, vocab_size)
-    # [B, window] from here on, descending. Weights are a softmax without its denominator: the peak's is 1.
-    values, ids = _largest(op, logits, rows.too_short, window, vocab_size, eos_token_ids)
-    peak = op.Slice(values, [0], [1], [1])
-    weights = op.Exp(op.Div(op.Sub(values, peak), rows.temperature))
-
-    # Ties with the k-th value stay, as in transformers' TopKLogitsWarper.
-    no_top_k = op.Less(rows.top_k, 1)
-    last = op.Sub(op.Where(no_top_k, window, op.Min(rows.top_k, window)), 1)
-    in_top_k = op.GreaterOrEqual(values, op.GatherElements(values, last, axis=1))
-    weights = op.Where(in_top_k, weights, 0.0)
-    window_total = op.ReduceSum(weights, [1])
-
-    any_wide = op.ReduceMax(op.Cast(no_top_k, to=ir.DataType.INT32), [0, 1], keepdims=0)
-    use_wide, wide_ids, unresolved, total = op.If(
-        op.Cast(any_wide, to=ir.DataType.BOOL),
-        then_branch=builder.subgraph(
-            lambda op: _sample_wide(op, logits, rows, no_top_k, window_total, vocab_size, eos_token_ids),
-            [],
-            _branch_outputs("wide"),
-            name="wide",
-        ),
-        else_branch=builder.subgraph(
-            lambda op: (
-                op.Identity(no_top_k),
-                op.Cast(no_top_k, to=ir.DataType.INT64),
-                op.Identity(no_top_k),
-                op.Identity(window_total),
-            ),
-            [],
-            _branch_outputs("window"),
-            name="window",
-        ),
-        _outputs=["use_wide", "wide_ids", "unresolved", "total"],
+    token_ids, unresolved = _if(
+        op,
+        _any(op, rows.is_adjusted),
+        ("adjusted", lambda op: sampler.sample(op, sampler.adjust(op, logits))),
+        ("raw", lambda op: sampler.sample(op, logits)),
+        [ir.DataType.INT64, ir.DataType.BOOL],
     )
-
-    # The nucleus is inclusive: a token stays while the mass of likelier ones is below top_p.
-    before = op.CumSum(weights, 1, exclusive=1)
-    in_nucleus = op.And(in_top_k, op.Less(before, op.Mul(rows.top_p, total)))
-    weights = op.Where(in_nucleus, weights, 0.0)
-    rank = _inverse_cdf(op, weights, op.Slice(rows.uniforms, [0], [1], [1]), window)
-    token_ids = op.Where(use_wide, wide_ids, op.GatherElements(ids, rank, axis=1))
     return op.Squeeze(token_ids, [1]), op.Squeeze(unresolved, [1])
 
 
-def _branch_outputs(prefix: str) -> list[ir.Value]:
-    """[B, 1] each: row taken from the wide path, its token id, no candidate accepted, total weight."""
-    types = {"use_wide": "BOOL", "wide_ids": "INT64", "unresolved": "BOOL", "total": "FLOAT"}
-    return [
-        ir.val(f"{prefix}.{name}", dtype=ir.DataType[dtype], shape=["batch", 1])
-        for name, dtype in types.items()
-    ]
+@dataclass(frozen=True)
+class _Window:
+    """The W likeliest tokens of each row, and what follows from them alone; [B, 1] but for three.
+
+    A weight is a token's probability over that of the likeliest one, at the row's temperature.
+    """
+
+    ids: Value  # [B, W], descending by logit
+    weights: Value  # [B, W], 0 outside top_k
+    before: Value  # [B, W], sum of the weights of the tokens before
+    total: Value  # sum of the weights
+    last_logit: Value
+    min_weight: Value  # of a token that is drawn
+    holds_all: Value  # every token that can be drawn; without meaning where top_k is the window's size
+    no_top_k: Value
+    is_unfiltered: Value  # no top_k, top_p or min_p: drawn from the whole softmax, whatever the window holds
+    is_broken: Value  # more ties with the k-th logit than fit, or no largest logit
 
 
-def _largest(
-    op: Any, logits: Value, too_short: Value, window: int, vocab_size: int, eos_token_ids: Sequence[int]
-) -> tuple[Value, Value]:
-    """The `window` largest logits of each row and their ids, without end-of-text where too short."""
-    num_selected = min(window + len(eos_token_ids), vocab_size)
-    values, ids = op.TopK(logits, [num_selected], axis=1, _outputs=2)
-    if not eos_token_ids:
-        return values, ids
-    is_eos = op.Equal(ids, eos_token_ids[0])
-    for eos_token_id in eos_token_ids[1:]:
-        is_eos = op.Or(is_eos, op.Equal(ids, eos_token_id))
-    values = op.Where(op.And(is_eos, too_short), -math.inf, values)
-    values, order = op.TopK(values, [window], axis=1, _outputs=2)
-    return values, op.GatherElements(ids, order, axis=1)
+@dataclass(frozen=True)
+class _Sampler:
+    """The sampler's parts. `op` builds into the graph at hand: branches are graphs of their own."""
+
+    rows: SamplingInputs
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+    def adjust(self, op: Any, logits: Value) -> Value:
+        """Bias and repetition penalty: [B, V] → [B, V]. Neutral ones change no bit."""
+        biased = op.Add(logits, self.rows.logit_bias)
+        penalty = self.rows.repetition_penalty
+        # l < 0 ? l · r : l / r. Where's CPU kernel takes as long as five of these.
+        return op.Add(op.Div(op.Relu(biased), penalty), op.Mul(op.Min(biased, 0.0), penalty))
+
+    def sample(self, op: Any, logits: Value) -> tuple[Value, Value]:
+        """Token id and whether the host must draw instead, [B, 1] each.
+
+        Rows with top_k, and rows whose nucleus and min_p leave tokens of the window only, are drawn by
+        inverse CDF over the window; others by `sample_wide`, which runs where a row of the batch may need it.
+        """
+        rows = self.rows
+        window = self.window(op, logits)
+        needs_total = op.Or(op.Less(rows.top_p, 1.0), op.Not(window.holds_all))
+        may_be_wide = op.And(window.no_top_k, op.Or(window.is_unfiltered, needs_total))
+        use_wide, wide_ids, unresolved, total = _if(
+            op,
+            _any(op, may_be_wide),
+            ("wide", lambda op: self.sample_wide(op, logits, window)),
+            (
+                "window",
+                lambda op: (
+                    op.Identity(may_be_wide),
+                    op.Identity(rows.top_k),
+                    op.Identity(may_be_wide),
+                    op.Identity(window.total),
+                ),
+            ),
+            [ir.DataType.BOOL, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT],
+        )
+        # The nucleus is inclusive: a token stays while the mass of likelier ones is below top_p.
+        in_nucleus = op.Less(window.before, op.Mul(rows.top_p, total))
+        is_kept = op.And(in_nucleus, op.GreaterOrEqual(window.weights, window.min_weight))
+        rank = _inverse_cdf(op, op.Where(is_kept, window.weights, 0.0), _column(op, rows.uniforms, 0))
+        token_ids = op.Where(use_wide, wide_ids, op.GatherElements(window.ids, rank, axis=1))
+        return token_ids, op.Or(unresolved, window.is_broken)
+
+    def window(self, op: Any, logits: Value) -> _Window:
+        """As many of each row's likeliest tokens as the row of the batch that needs most of them.
+
+        A row looks no further than its own size, and its sums run from the front: others change no bit of it.
+        """
+        rows = self.rows
+        no_top_k = op.Less(rows.top_k, 1)
+        is_filtered = op.Or(op.Less(rows.top_p, 1.0), op.Greater(rows.min_p, 0.0))
+        is_unfiltered = op.And(no_top_k, op.Not(is_filtered))
+        has_small_top_k = op.And(op.Not(no_top_k), op.LessOrEqual(rows.top_k, NARROW_MAX_TOP_K))
+        is_narrow = op.Or(is_unfiltered, has_small_top_k)
+        narrow, wide = (min(size, self.vocab_size) for size in (NARROW_WINDOW, GRAPH_MAX_TOP_K))
+        size = op.Where(is_narrow, narrow, wide)
+        last = op.Sub(size, 1)
+        largest_size = op.Where(_any(op, op.Not(is_narrow)), [wide], [narrow])
+
+        logits, ids = self.largest(op, logits, largest_size)  # [B, W] from here on, descending
+        weights = op.Exp(op.Div(op.Sub(logits, _column(op, logits, 0)), rows.temperature))
+        # Ties with the k-th logit stay, as in transformers' TopKLogitsWarper.
+        kth = op.Where(no_top_k, last, op.Sub(op.Min(rows.top_k, size), 1))
+        in_top_k = op.GreaterOrEqual(logits, op.GatherElements(logits, kth, axis=1))
+        weights = op.Where(in_top_k, weights, 0.0)
+        before = op.CumSum(weights, 1, exclusive=1)
+        total = op.Add(_column(op, before, -1), _column(op, weights, -1))
+        min_weight = op.Max(rows.min_p, NO_WEIGHT)
+        holds_all = op.Less(op.GatherElements(weights, last, axis=1), min_weight)
+        is_larger_than_k = op.And(op.Not(no_top_k), op.Less(rows.top_k, size))
+        splits_ties = op.And(is_larger_than_k, op.Not(holds_all))
+        return _Window(
+            ids=ids,
+            weights=weights,
+            before=before,
+            total=total,
+            last_logit=op.GatherElements(logits, last, axis=1),
+            min_weight=min_weight,
+            holds_all=holds_all,
+            no_top_k=no_top_k,
+            is_unfiltered=is_unfiltered,
+            is_broken=op.Or(splits_ties, op.Not(op.Greater(total, 0.0))),  # NaN is not greater
+        )
+
+    def largest(self, op: Any, logits: Value, size: Value) -> tuple[Value, Value]:
+        """The size [1] largest logits of each row and their ids, without end-of-text where too short."""
+        num_selected = op.Min(op.Add(size, len(self.eos_token_ids)), [self.vocab_size])
+        values, ids = op.TopK(logits, num_selected, axis=1, _outputs=2)
+        if not self.eos_token_ids:
+            return values, ids
+        is_eos = op.Equal(ids, self.eos_token_ids[0])
+        for eos_token_id in self.eos_token_ids[1:]:
+            is_eos = op.Or(is_eos, op.Equal(ids, eos_token_id))
+        values = op.Where(op.And(is_eos, self.rows.too_short), -math.inf, values)
+        values, order = op.TopK(values, size, axis=1, _outputs=2)
+        return values, op.GatherElements(ids, order, axis=1)
+
+    def sample_wide(self, op: Any, logits: Value, window: _Window) -> tuple[Value, Value, Value, Value]:
+        """Draw from sets wider than the window, exactly and without a sort.
+
+        Candidates are drawn from the whole softmax cut off at min_p; the first one inside the nucleus is a
+        sample of the nucleus (rejection sampling). Whether a row is drawn here depends on its logits and
+        settings only, never on its uniforms.
+
+        Returns, [B, 1] each: whether the row is drawn here, its token id, whether no candidate was inside,
+        and the sum of the weights that top_p is a share of.
+        """
+        rows = self.rows
+        probs = self.softmax(op, logits)
+        peak = op.GatherElements(probs, _column(op, window.ids, 0), axis=1)
+        total = op.Where(window.no_top_k, op.Reciprocal(peak), window.total)
+        exceeds = op.And(op.Less(window.total, op.Mul(rows.top_p, total)), op.Not(window.holds_all))
+        use_wide = op.Or(window.is_unfiltered, op.And(window.no_top_k, exceeds))
+
+        is_cut = op.And(use_wide, op.Greater(rows.min_p, NO_WEIGHT))
+        weights, unit = _if(  # weights · unit are probabilities
+            op,
+            _any(op, is_cut),
+            ("cut", lambda op: self.cut(op, probs, is_cut, op.Mul(rows.min_p, peak))),
+            ("whole", lambda op: (self.pad(op, probs), op.Expand(1.0, op.Shape(peak)))),
+            [ir.DataType.FLOAT, ir.DataType.FLOAT],
+        )
+        ids, candidates, is_found = self.draw(op, weights)
+        # The window lies inside the nucleus of such a row: no mass needs computing for its tokens.
+        in_window = op.GreaterOrEqual(op.GatherElements(logits, ids, axis=1), window.last_logit)
+        is_inside = op.Or(in_window, op.Or(op.GreaterOrEqual(rows.top_p, 1.0), op.Not(use_wide)))
+        state = op.Where(is_found, op.Where(is_inside, INSIDE, OPEN), OUTSIDE)
+        first, state = self.settle(op, state, weights, candidates, unit)
+        unresolved = op.And(use_wide, op.Equal(op.GatherElements(state, first, axis=1), OUTSIDE))
+        return use_wide, op.GatherElements(ids, first, axis=1), unresolved, total
+
+    def softmax(self, op: Any, logits: Value) -> Value:
+        """Probabilities [B, V] at the row's temperature, without end-of-text where too short."""
+        scaled = op.Div(logits, self.rows.temperature)
+        if self.eos_token_ids:
+            too_short = self.rows.too_short
+            eos_ids = op.Expand(self.eos_token_ids, op.Shape(too_short))  # [B, num_eos]
+            eos_logits = op.Where(too_short, -math.inf, op.GatherElements(scaled, eos_ids, axis=1))
+            scaled = op.ScatterElements(scaled, eos_ids, eos_logits, axis=1)  # in place
+        return op.Softmax(scaled, axis=1)
+
+    def cut(self, op: Any, probs: Value, is_cut: Value, lightest: Value) -> tuple[Value, Value]:
+        """Padded weights and their unit [B, 1]; rows that are cut lose probabilities below `lightest`."""
+        unit = op.Where(is_cut, lightest, 1.0)
+        where_cut = _indices(op, is_cut)
+        in_units = op.Div(op.GatherND(probs, where_cut), op.GatherND(unit, where_cut))
+        kept = op.ThresholdedRelu(in_units, alpha=BELOW_ONE)
+        return self.pad(op, op.ScatterND(probs, where_cut, kept)), unit
+
+    def pad(self, op: Any, weights: Value) -> Value:
+        """[B, V] → [B, num_blocks · block_size], zeros at the end."""
+        num_zeros = self.num_blocks * self.block_size - self.vocab_size
+        zeros = op.Expand(0.0, op.Concat(op.Shape(weights, end=1), [num_zeros], axis=0))
+        return op.Concat(weights, zeros, axis=1)  # on all threads, where Pad takes one
+
+    @property
+    def block_size(self) -> int:
+        return math.isqrt(self.vocab_size - 1) + 1  # ⌈√V⌉: as many blocks as tokens in a block
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.vocab_size // self.block_size)
+
+    def draw(self, op: Any, weights: Value) -> tuple[Value, Value, Value]:
+        """Draw R tokens in proportion to the padded weights: ids, weights, whether one was found, [B, R].
+
+        Inverse CDF in two levels: the block, then the token inside it. Rounding can leave a target beyond
+        its block's last token: nothing is found then.
+        """
+        blocks = op.Reshape(weights, [-1, self.num_blocks, self.block_size])
+        sums = op.ReduceSum(blocks, [2], keepdims=0)  # [B, num_blocks]
+        through = op.CumSum(sums, 1)
+        targets = op.Mul(self.rows.uniforms, _column(op, through, -1))  # [B, R]
+        beyond = op.Greater(op.Unsqueeze(through, [1]), op.Unsqueeze(targets, [2]))  # [B, R, num_blocks]
+        block = op.ArgMax(op.Cast(beyond, to=ir.DataType.FLOAT), axis=2, keepdims=0)  # [B, R]
+        rest = op.Sub(targets, op.GatherElements(op.Sub(through, sums), block, axis=1))
+        chosen = op.GatherElements(  # [B, R, block_size]
+            blocks, op.Expand(op.Unsqueeze(block, [2]), [1, 1, self.block_size]), axis=1
+        )
+        hit = op.And(op.Greater(op.CumSum(chosen, 2), op.Unsqueeze(rest, [2])), op.Greater(chosen, NO_WEIGHT))
+        offset = op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=2)  # [B, R, 1]
+        ids = op.Add(op.Mul(block, self.block_size), op.Squeeze(offset, [2]))
+        is_found = op.Squeeze(op.GatherElements(hit, offset, axis=2), [2])
+        return ids, op.Squeeze(op.GatherElements(chosen, offset, axis=2), [2]), is_found
+
+    def settle(
+        self, op: Any, state: Value, weights: Value, candidates: Value, unit: Value
+    ) -> tuple[Value, Value]:
+        """Look at candidates until each row has one inside: its index [B, 1], and the state [B, R] then.
+
+        A candidate is inside when the mass of strictly likelier tokens is below top_p. weights [B, V] and
+        candidates [B, R] are in units [B, 1]. Only rows whose first candidate that may be inside is OPEN are
+        looked at, and most of them once.
+        """
+
+        def first_candidate(op: Any, state: Value) -> tuple[Value, Value]:
+            first = op.ArgMax(op.Cast(op.Greater(state, OUTSIDE), to=ir.DataType.FLOAT), axis=1)
+            return first, op.Equal(op.GatherElements(state, first, axis=1), OPEN)
+
+        def look(op: Any, first: Value, is_open: Value, state: Value) -> Sequence[Value]:
+            where_open = _indices(op, is_open)  # of n rows
+            candidate = op.GatherND(op.GatherElements(candidates, first, axis=1), where_open)  # [n, 1]
+            in_candidates = op.Div(op.GatherND(weights, where_open), candidate)  # [n, V]
+            above = op.ReduceSum(
+                op.ThresholdedRelu(in_candidates, alpha=1.0), [1]
+            )  # Where would take 10 times
+            mass = op.Mul(above, op.Mul(candidate, op.GatherND(unit, where_open)))
+            is_inside = op.Less(mass, op.GatherND(self.rows.top_p, where_open))
+            looked_at = op.ScatterND(
+                op.GatherElements(state, first, axis=1), where_open, op.Where(is_inside, INSIDE, OUTSIDE)
+            )
+            state = op.ScatterElements(state, first, looked_at, axis=1)
+            first, is_open = first_candidate(op, state)
+            return _any(op, is_open), first, is_open, state
+
+        first, is_open = first_candidate(op, state)
+        first, _, state = _loop(op, GRAPH_UNIFORMS, _any(op, is_open), look, [first, is_open, state])
+        return first, state
 
 
-def _inverse_cdf(op: Any, weights: Value, uniform: Value, size: int) -> Value:
-    """Index [B, 1] drawn in proportion to weights [B, size] by uniform [B, 1].
+def _inverse_cdf(op: Any, weights: Value, uniform: Value) -> Value:
+    """Index [B, 1] drawn in proportion to weights [B, W] by uniform [B, 1].
 
     Only an index of positive weight is returned. uniform < 1 keeps the target below the total.
     """
     cumulative = op.CumSum(weights, 1)
-    target = op.Mul(uniform, op.Slice(cumulative, [size - 1], [size], [1]))
+    target = op.Mul(uniform, _column(op, cumulative, -1))
     hit = op.And(op.Greater(cumulative, target), op.Greater(weights, 0.0))
-    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)
+    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)  # CUDA's ArgMax takes floats alone
 
 
-def _sample_wide(
-    op: Any,
-    logits: Value,
-    rows: SamplingInputs,
-    no_top_k: Value,
-    window_total: Value,
-    vocab_size: int,
-    eos_token_ids: Sequence[int],
-) -> tuple[Value, Value, Value, Value]:
-    """Draw from nuclei wider than the window, exactly and without a sort.
+def _any(op: Any, mask: Value) -> Value:
+    """Whether a mask is true anywhere: []. A sum, as there may be no rows, which have no maximum."""
+    return op.Greater(op.ReduceSum(op.Cast(mask, to=ir.DataType.INT32), keepdims=0), 0)
 
-    GRAPH_UNIFORMS tokens are drawn from the whole softmax; the first one inside the nucleus is a
-    sample of the nucleus (rejection sampling). A token is inside when the mass of strictly likelier
-    tokens is below top_p. Whether a row comes here depends on its logits only, never on its uniforms.
-    """
-    op.builder.push_module("wide")  # names must differ from the enclosing graph's
-    if eos_token_ids:
-        mask = np.zeros((1, vocab_size), np.bool_)
-        mask[0, list(eos_token_ids)] = True
-        is_eos = op.initializer(ir.tensor(mask, name="is_eos"))
-        logits = op.Where(op.And(is_eos, rows.too_short), -math.inf, logits)
-    probs = op.Softmax(op.Div(logits, rows.temperature), axis=1)  # [B, V]
-    total = op.Where(no_top_k, op.Reciprocal(op.ReduceMax(probs, [1])), window_total)
-    use_wide = op.And(no_top_k, op.Less(op.Div(window_total, total), rows.top_p))
 
-    # Inverse CDF in two levels: the block, then the token inside it.
-    block_size = math.isqrt(vocab_size - 1) + 1
-    num_blocks = -(-vocab_size // block_size)
-    padded = op.Pad(probs, [0, 0, 0, num_blocks * block_size - vocab_size])
-    blocks = op.Reshape(padded, [-1, num_blocks, block_size])
-    block_sums = op.ReduceSum(blocks, [2], keepdims=0)  # [B, num_blocks]
-    through = op.CumSum(block_sums, 1)
-    targets = op.Mul(rows.uniforms, op.Slice(through, [num_blocks - 1], [num_blocks], [1]))  # [B, R]
-    beyond = op.Greater(op.Unsqueeze(through, [1]), op.Unsqueeze(targets, [2]))  # [B, R, num_blocks]
-    block = op.ArgMax(op.Cast(beyond, to=ir.DataType.FLOAT), axis=2, keepdims=0)  # [B, R]
-    rest = op.Sub(targets, op.GatherElements(op.Sub(through, block_sums), block, axis=1))
-    chosen = op.GatherElements(  # [B, R, block_size]
-        blocks, op.Expand(op.Unsqueeze(block, [2]), [1, 1, block_size]), axis=1
+def _column(op: Any, values: Value, index: int) -> Value:
+    """A column of values [B, N], as [B, 1]; -1 is the last one."""
+    return op.Slice(values, [index], [index + 1 or sys.maxsize], [1])
+
+
+def _indices(op: Any, mask: Value) -> Value:
+    """The n rows where mask [B, 1] is true, as [n, 1]: what GatherND and ScatterND take."""
+    return op.Transpose(op.NonZero(op.Squeeze(mask, [1])), perm=[1, 0])
+
+
+_Branch = tuple[str, Callable[[Any], Sequence[Value]]]
+
+
+def _if(
+    op: Any, condition: Value, then: _Branch, otherwise: _Branch, dtypes: Sequence[ir.DataType]
+) -> Sequence[Value]:
+    """The values, of these types, that one of two branches gives; each is a name and a function of `op`."""
+
+    def branch(name: str, function: Callable[[Any], Sequence[Value]]) -> ir.Graph:
+        def trace(op: Any) -> Sequence[Value]:
+            op.builder.push_module(name)  # names must differ from the enclosing graph's
+            return function(op)
+
+        return op.builder.subgraph(trace, [], [ir.Value(type=ir.TensorType(x)) for x in dtypes], name=name)
+
+    results: Sequence[Value] = op.If(
+        condition, then_branch=branch(*then), else_branch=branch(*otherwise), _outputs=len(dtypes)
     )
-    hit = op.And(op.Greater(op.CumSum(chosen, 2), op.Unsqueeze(rest, [2])), op.Greater(chosen, 0.0))
-    offset = op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=2)  # [B, R, 1]
-    found = op.Squeeze(op.GatherElements(hit, offset, axis=2), [2])
-    candidate_probs = op.Squeeze(op.GatherElements(chosen, offset, axis=2), [2])  # [B, R]
-    candidate_ids = op.Add(op.Mul(block, block_size), op.Squeeze(offset, [2]))
-
-    # Rounding can leave a target beyond its block's last token: such a candidate counts as outside.
-    accepted = op.And(found, op.Less(_mass_above(op, probs, candidate_probs), rows.top_p))
-    first = op.ArgMax(op.Cast(accepted, to=ir.DataType.FLOAT), axis=1)  # [B, 1]
-    unresolved = op.And(use_wide, op.Not(op.GatherElements(accepted, first, axis=1)))
-    return use_wide, op.GatherElements(candidate_ids, first, axis=1), unresolved, total
+    for result, dtype in zip(results, dtypes, strict=True):
+        result.dtype = dtype
+    return results
 
 
-def _mass_above(op: Any, probs: Value, thresholds: Value) -> Value:
-    """Mass [B, R] of the tokens strictly likelier than each threshold [B, R]; probs [B, V]."""
-    masses = []
-    for index in range(GRAPH_UNIFORMS):
-        threshold = op.Slice(thresholds, [index], [index + 1], [1])
-        masses.append(op.ReduceSum(op.Where(op.Greater(probs, threshold), probs, 0.0), [1]))
-    return op.Concat(*masses, axis=1)
+def _loop(
+    op: Any,
+    max_rounds: int,
+    condition: Value,
+    function: Callable[..., Sequence[Value]],
+    state: Sequence[Value],
+) -> Sequence[Value]:
+    """The state after up to max_rounds of function(op, *state), which gives a new condition and state."""
+
+    def trace(op: Any, _round: Value, _condition: Value, *state: Value) -> Sequence[Value]:
+        op.builder.push_module("loop")
+        return function(op, *state)
+
+    prefix, dtypes = state[0].name, [x.dtype for x in state]
+    inputs = [
+        ir.val(f"{prefix}.round", ir.DataType.INT64, []),
+        ir.val(f"{prefix}.go_on", ir.DataType.BOOL, []),
+    ]
+    inputs += [ir.val(f"{prefix}.state_{i}", dtype) for i, dtype in enumerate(dtypes)]
+    outputs = [ir.Value(type=ir.TensorType(dtype)) for dtype in (ir.DataType.BOOL, *dtypes)]
+    body = op.builder.subgraph(trace, inputs, outputs, name="loop")
+    results: Sequence[Value] = op.Loop(max_rounds, condition, *state, body=body, _outputs=len(state))
+    return results

@@ -1,7 +1,7 @@
 """Compare an artifact's logits with other implementations of the same checkpoint.
 
-Every comparison takes prompts of different lengths through the graph as the engine does, right-padded
-in one batch, and then single steps on top of the cache.
+Every comparison takes prompts of different lengths through the graph as the engine does: all but the last
+token of each in a run of its own, then single steps of all of them on top of the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hgt_infer.sequence import SequenceParams
 logger = logging.getLogger(__name__)
 
 PROMPT_LENGTHS = (4, 5, 17, 6)
-NUM_STEPS = 4  # a prompt and three single steps
+NUM_STEPS = 4  # the prompt's last token and three more
 
 # Largest allowed |difference| is absolute + relative · |logit|. fp32: rounding of two orders of summation.
 TOLERANCES = {"fp32": (1e-4, 1e-5), "fp16": (0.1, 0.01)}
@@ -90,28 +90,25 @@ def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[n
     config = artifact.config
     rng = np.random.default_rng(0)
     lengths = [min(length, config.n_positions - NUM_STEPS) for length in PROMPT_LENGTHS]
-    params = SequenceParams(1.0, 1, 1.0, NUM_STEPS, 0, frozenset(), seed=0)
+    params = SequenceParams(max_tokens=NUM_STEPS, seed=0, temperature=0.0)
     sequences = [
         RunningSequence(tuple(rng.integers(0, config.vocab_size, length).tolist()), params, slot=slot)
         for slot, length in enumerate(lengths)
     ]
-    runner = ModelRunner(
-        artifact,
-        device,
-        num_slots=len(sequences),
-        max_length=max(lengths) + NUM_STEPS,
-        max_prefill_tokens=len(lengths) * max(lengths),
-    )
+    runner = ModelRunner(artifact, device, num_slots=len(sequences), max_length=max(lengths) + NUM_STEPS)
+    for sequence in sequences:
+        num_tokens = sequence.num_prompt_left
+        runner.run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[sequence]))
+        sequence.num_computed = num_tokens
     logits = []
-    for step in range(NUM_STEPS):
-        if step > 0:
-            for sequence in sequences:
-                sequence.num_computed = len(sequence)
-                sequence.append(int(rng.integers(0, config.vocab_size)))
-        runner.run(Batch(sequences, step == 0, [], sequences if step == 0 else []))
+    for _ in range(NUM_STEPS):
+        runner.run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=[]))
         runner.logits.download(len(sequences))
-        logits.append(runner.logits.host.copy())
-    texts = [[*sequence.prompt_token_ids, *sequence.output_token_ids] for sequence in sequences]
+        logits.append(runner.logits.host[: len(sequences)].copy())
+        for sequence in sequences:
+            sequence.num_computed += 1
+            sequence.append(int(rng.integers(0, config.vocab_size)))
+    texts = [[*sequence.prompt_token_ids, *sequence.output_token_ids[:-1]] for sequence in sequences]
     return texts, np.stack(logits)
 
 

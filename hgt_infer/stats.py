@@ -1,0 +1,204 @@
+"""Stats: what an engine has done so far, and the counters that its thread keeps for it.
+
+Counters only: when something happens, and what to do about it, is `engine`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+
+_MIN_S = 1e-5
+_MAX_S = 1e3
+_RATIO = 1.05**2  # of a bucket's ends; 5 % lie between its geometric middle and either
+_LOG_RATIO = math.log(_RATIO)
+_NUM_BUCKETS = math.ceil(math.log(_MAX_S / _MIN_S) / _LOG_RATIO)
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """What 50, 90 and 99 % of the times do not exceed, in seconds.
+
+    Within 5 % of the exact percentiles (nearest rank) from 10 µs to 1,000 s; what is beyond counts as these.
+
+    Attributes:
+        p50, p90, p99: seconds.
+        count: how many times there are, ≥ 1.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a generator has done since it was made.
+
+    Attributes:
+        running: sequences in a slot now.
+        waiting: sequences that wait for a slot now.
+        finished, cancelled, failed: sequences that ended by themselves, by their caller, by an error.
+        prompt_tokens: tokens of prompts that were computed; what samples of one prompt share counts once.
+        generated_tokens: tokens that were sampled.
+        prefill_s: seconds in runs that compute prompts only.
+        decode_s: seconds in steps, which compute one token of each running sequence.
+        steps: how many steps there were.
+        occupancy: mean share of the slots that hold a sequence in a step, 0 … 1; None before the first.
+        occupancy_while_waiting: the same over the steps during which a sequence waited for a slot.
+        time_to_first_token_s: from a sequence's submission to its first token; None before the first.
+        inter_token_s: between two tokens of a sequence; None before the first.
+    """
+
+    running: int
+    waiting: int
+    finished: int
+    cancelled: int
+    failed: int
+    prompt_tokens: int
+    generated_tokens: int
+    prefill_s: float
+    decode_s: float
+    steps: int
+    occupancy: float | None
+    occupancy_while_waiting: float | None
+    time_to_first_token_s: Percentiles | None
+    inter_token_s: Percentiles | None
+
+
+class Statistics:
+    """Counts what `Stats` reports, in constant memory.
+
+    A lock is held during each call, so that any thread can take a snapshot while another one records: a
+    snapshot has all of a record or nothing of it.
+
+    Example:
+        >>> statistics = Statistics()
+        >>> statistics.record_step(0.1, num_rows=3, num_slots=4, is_anyone_waiting=False, num_prompt_tokens=0)
+        >>> statistics.record_tokens(0.1, 3)
+        >>> stats = statistics.snapshot(running=3, waiting=0)
+        >>> stats.generated_tokens, stats.occupancy, stats.occupancy_while_waiting
+        (3, 0.75, None)
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._finished = self._cancelled = self._failed = 0
+        self._prompt_tokens = self._generated_tokens = 0
+        self._prefill_s = self._decode_s = 0.0
+        self._steps = self._rows = self._slots = 0
+        self._rows_while_waiting = self._slots_while_waiting = 0
+        self._first_token_counts = [0] * _NUM_BUCKETS
+        self._inter_token_counts = [0] * _NUM_BUCKETS
+
+    def record_prefill(self, seconds: float, num_tokens: int) -> None:
+        """A run computed num_tokens tokens of prompts and sampled none."""
+        with self._lock:
+            self._prefill_s += seconds
+            self._prompt_tokens += num_tokens
+
+    def record_step(
+        self,
+        seconds: float,
+        *,
+        num_rows: int,
+        num_slots: int,
+        is_anyone_waiting: bool,
+        num_prompt_tokens: int,
+    ) -> None:
+        """A step computed one token of each of num_rows sequences; num_prompt_tokens of them were a prompt's.
+
+        The tokens that it sampled are record_first_token's and record_tokens'.
+        """
+        with self._lock:
+            self._decode_s += seconds
+            self._prompt_tokens += num_prompt_tokens
+            self._steps += 1
+            self._rows += num_rows
+            self._slots += num_slots
+            if is_anyone_waiting:
+                self._rows_while_waiting += num_rows
+                self._slots_while_waiting += num_slots
+
+    def record_first_token(self, seconds: float) -> None:
+        """A sequence got its first token, this long after its submission."""
+        bucket = _bucket(seconds)
+        with self._lock:
+            self._generated_tokens += 1
+            self._first_token_counts[bucket] += 1
+
+    def record_tokens(self, gap_s: float, count: int) -> None:
+        """`count` sequences got a token each that is not their first, gap_s after the one before."""
+        bucket = _bucket(gap_s)
+        with self._lock:
+            self._generated_tokens += count
+            self._inter_token_counts[bucket] += count
+
+    def record_finished(self, count: int) -> None:
+        """`count` sequences ended by themselves."""
+        with self._lock:
+            self._finished += count
+
+    def record_cancelled(self, count: int) -> None:
+        """`count` sequences were cancelled by their caller."""
+        with self._lock:
+            self._cancelled += count
+
+    def record_failed(self, count: int) -> None:
+        """`count` sequences ended with an error."""
+        with self._lock:
+            self._failed += count
+
+    def snapshot(self, running: int, waiting: int) -> Stats:
+        """Return everything so far.
+
+        Args:
+            running: sequences in a slot now.
+            waiting: sequences that wait for a slot now.
+        """
+        with self._lock:
+            return Stats(
+                running=running,
+                waiting=waiting,
+                finished=self._finished,
+                cancelled=self._cancelled,
+                failed=self._failed,
+                prompt_tokens=self._prompt_tokens,
+                generated_tokens=self._generated_tokens,
+                prefill_s=self._prefill_s,
+                decode_s=self._decode_s,
+                steps=self._steps,
+                occupancy=self._rows / self._slots if self._slots else None,
+                occupancy_while_waiting=(
+                    self._rows_while_waiting / self._slots_while_waiting
+                    if self._slots_while_waiting
+                    else None
+                ),
+                time_to_first_token_s=_percentiles(self._first_token_counts),
+                inter_token_s=_percentiles(self._inter_token_counts),
+            )
+
+
+def _bucket(seconds: float) -> int:
+    """Which bucket a time is in: bucket i is from _MIN_S · _RATIO^i to _MIN_S · _RATIO^(i+1)."""
+    if seconds <= _MIN_S:
+        return 0
+    return min(int(math.log(seconds / _MIN_S) / _LOG_RATIO), _NUM_BUCKETS - 1)
+
+
+def _percentiles(counts: list[int]) -> Percentiles | None:
+    count = sum(counts)
+    if count == 0:
+        return None
+    values = []
+    bucket, num_seen = 0, counts[0]
+    for percent in (50, 90, 99):
+        rank = -(-count * percent // 100)  # ceil, in integers
+        while num_seen < rank:
+            bucket += 1
+            num_seen += counts[bucket]
+        values.append(_MIN_S * _RATIO ** (bucket + 0.5))
+    p50, p90, p99 = values
+    return Percentiles(p50, p90, p99, count)
