@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
 from hgt_infer.errors import DeviceUnavailableError, ParameterError
+from hgt_infer.sampling_params import shown
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def open_device(name: str) -> Device:
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", name) if isinstance(name, str) else None
     if match is None:
-        raise ParameterError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got {name!r}")
+        raise ParameterError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got {shown(name)}")
     if name == "auto":
         name = "cuda" if count_cuda_devices() else "cpu"
         logger.info("device='auto' took %s", name)

@@ -40,8 +40,8 @@ class Engine:
         self._scheduler = scheduler
         self._statistics = Statistics()
         self._last_step_s = 0.0
-        # Guards what follows, and the scheduler until a batch is chosen. Reentrant: a thread that holds it may
-        # be the one that collects an abandoned stream or generator, which cancels or closes.
+        # Guards what follows, and the scheduler until a batch is chosen. Reentrant: the thread that holds it
+        # may be the one that collects an abandoned stream or generator, which cancels or closes.
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)

@@ -24,6 +24,7 @@ from hgt_infer.artifact import (
 )
 from hgt_infer.checked_json import format_error
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
+from hgt_infer.sampling_params import shown
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ def load_artifact(
         artifact = load_artifact("huggingtweets/lilyw12_", precision="fp16")
     """
     check_precision(precision)
-    if not os.fspath(model):
-        raise ParameterError("model must be a folder or a hub id; got an empty string")
+    _check_path("model", "a folder or a hub id", model)
+    if cache_dir is not None:
+        _check_path("cache_dir", "a folder", cache_dir)
     folder = Path(model)
     if folder.is_file():
         raise format_error(folder, "a folder", "a file")
@@ -98,6 +100,20 @@ def load_artifact(
     if not (folder / CONFIG_FILE).is_file():
         raise format_error(folder, f"an artifact or a checkpoint, with {CONFIG_FILE}", "none")
     return _export_once(folder, precision, _cache_folder(cache_dir))
+
+
+def _check_path(name: str, allowed: str, value: object) -> None:
+    """Raise ParameterError unless value is a path that the file system can look for."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    message = f"{name} must be {allowed}; got {shown(path if isinstance(path, str) else value)}"
+    if not isinstance(path, str) or not path:
+        raise ParameterError(message)
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, NUL, a lone surrogate
+        raise ParameterError(message) from error
 
 
 def _export_once(checkpoint: Path, precision: str, cache: Path) -> Artifact:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from itertools import islice
 from functools import lru_cache
+from itertools import islice
 
 from hgt_infer.calls import PromptGroup
 from hgt_infer.errors import ParameterError, PromptError

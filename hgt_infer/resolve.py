@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 from hgt_infer.errors import ParameterError, PromptError
 from hgt_infer.model_config import GenerationDefaults
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.sampling_params import SamplingParams, shown
 from hgt_infer.sequence import SequenceParams
 
 T = TypeVar("T")
@@ -84,18 +84,18 @@ def _max_tokens(
 ) -> int:
     if prompt_length == 0:
         raise PromptError("the prompt is empty, and this checkpoint has no prefix to start from")
-    shown = repr(prompt if len(prompt) <= 60 else prompt[:57] + "...")
     room = max_length - prompt_length
     if room < 1:
         raise PromptError(
-            f"prompt {shown} has {prompt_length} tokens: no room to generate in a context of {max_length}"
+            f"prompt {shown(prompt)} has {prompt_length} tokens: "
+            f"no room to generate in a context of {max_length}"
         )
     max_tokens = params.max_tokens or defaults.max_new_tokens
     if max_tokens is None and defaults.max_length is not None:
         max_tokens = defaults.max_length - prompt_length
         if max_tokens < 1:
             raise PromptError(
-                f"prompt {shown} has {prompt_length} tokens: no room to generate in a "
+                f"prompt {shown(prompt)} has {prompt_length} tokens: no room to generate in a "
                 f"max_length of {defaults.max_length} (prefix included)"
             )
     return min(max_tokens or room, room)

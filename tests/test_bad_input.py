@@ -103,7 +103,12 @@ def bad_calls(generator: Generator, artifact: Path) -> Iterator[tuple[str, Calla
         ["num_slots", "max_length", "max_queued_sequences"], [*NEVER, 10**9]
     ):
         yield name, lambda given={name: value}: Generator(artifact, device="cpu", **given)
-    yield "precision", lambda: Generator(artifact, device="cpu", precision=HUGE)
+    for name, value in itertools.product(["device", "precision"], [HUGE, 10**5000]):
+        yield name, lambda given={name: value}: Generator(artifact, **{"device": "cpu", **given})
+    for value in ("", None, 5, b"x", "\0", "\ud800", "a" * 10_000, HUGE):
+        yield "model", lambda value=value: Generator(value, device="cpu")
+    for value in ("", 5, b"x", "\0", "\ud800", "a" * 10_000, HUGE):
+        yield "cache_dir", lambda value=value: Generator(artifact, device="cpu", cache_dir=value)
     for name, value in itertools.product(["device", "precision"], ["", 0, None, "\0", "\ud800"]):
         yield name, lambda given={name: value}: Generator(artifact, **{"device": "cpu", **given})
 

@@ -293,7 +293,7 @@ def test_an_unknown_precision_is_refused_first(checkpoint: Path, precision: str)
 
 
 def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(ParameterError, match="empty"):
+    with pytest.raises(ParameterError, match="got ''"):
         load_artifact("", precision="fp32")
 
 

@@ -565,8 +565,7 @@ def test_end_of_text_is_suppressed_by_the_position_of_each_output(
     np.testing.assert_allclose(outputs["logits"].reshape(expected.shape), expected, atol=1e-4)
 
 
-def test_the_windows_limit_is_what_the_host_takes_over_from() -> None:
-    """top_k GRAPH_MAX_TOP_K is sampled here: as many tokens as that, and no more."""
+def test_the_largest_top_k_leaves_that_many_tokens() -> None:
     logits = np.random.default_rng(11).normal(0, 0.1, 1000).astype(np.float32)
     drawn = draw(sampler_of(1000), logits, 20_000, top_k=GRAPH_MAX_TOP_K)
     assert set(drawn.tolist()) == set(np.argsort(-logits)[:GRAPH_MAX_TOP_K].tolist())
