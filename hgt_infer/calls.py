@@ -172,11 +172,17 @@ def run_groups(
             yield taken.pop(first.index)
 
 
+def all_sequences(engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool) -> list[Sequence]:
+    """Make all samples of the groups, or raise QueueFullError where the engine has no room for so many."""
+    engine.check_room(sum(group.num_samples for group in groups))
+    return [sequence for group in groups for sequence in group.sequences(is_stream=is_stream)]
+
+
 def deltas(engine: Engine, groups: Collection[PromptGroup]) -> Iterator[Delta | None]:
     """Submit all samples of the groups, yield None once, then their deltas as they come, interleaved."""
     events: SimpleQueue[Sequence | Delta | BaseException] = SimpleQueue()
     request = Request(events.put, is_stream=True)
-    sequences = [sequence for group in groups for sequence in group.sequences(is_stream=True)]
+    sequences = all_sequences(engine, groups, is_stream=True)
     num_unfinished = len(sequences)
     engine.submit(request, sequences)
     try:

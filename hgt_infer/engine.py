@@ -118,6 +118,7 @@ class Engine:
             requests |= {sequence.request for sequence in self._scheduler.running}
             self._room.notify_all()
         for request in requests:
+            self._statistics.record_failed(len(self._scheduler.cancel(request)))
             self._publish(request, self._end_error())
 
     def _end_error(self) -> EngineError:
@@ -157,15 +158,19 @@ class Engine:
             QueueFullError: the queue has no room for them; none is queued.
             EngineError: the device failed, the engine was closed, or this is a fork of its process.
         """
+        with self._lock:
+            self.check_room(len(sequences))
+            self._queue(request, sequences)
+
+    def check_room(self, num_sequences: int) -> None:
+        """Raise as submit would for so many sequences, before they are made."""
         self._check_caller()
         with self._lock:
-            num_free = self._num_free()
-            if len(sequences) > num_free:
+            if num_sequences > self._num_free():
                 raise QueueFullError(
-                    f"{self._num_queued} sequences wait already: no room for {len(sequences)} more "
+                    f"{self._num_queued} sequences wait already: no room for {num_sequences} more "
                     f"(max_queued_sequences is {self.max_queued_sequences})"
                 )
-            self._queue(request, sequences)
 
     def feed(self, request: Request, sequences: list[Sequence]) -> int:
         """Queue as many of the sequences as there is room for, after waiting for room for one.

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
+from hgt_infer.calls import PromptGroup, all_sequences, async_events, deltas, run_groups
 from hgt_infer.device import open_device
 from hgt_infer.engine import Engine
 from hgt_infer.errors import ParameterError
@@ -255,7 +255,7 @@ class Generator:
         slots within a step.
 
         Args:
-            prompts, params: as in generate, but best_of is not possible.
+            prompts, params: as in generate, but best_of is not possible, and prompt_logprobs has no effect.
 
         Yields:
             What a sample has grown by: see Delta.
@@ -279,7 +279,7 @@ class Generator:
     async def astream(self, prompts: str | Seq[str], params: Params = None) -> AsyncIterator[Delta]:
         """As stream, for `async for`; it starts with the first delta that is awaited."""
         groups = await asyncio.to_thread(self._reader.stream_groups, prompts, params)
-        sequences = [sequence for group in groups for sequence in group.sequences(is_stream=True)]
+        sequences = all_sequences(self._engine, groups, is_stream=True)
         async with aclosing(async_events(self._engine, sequences, is_stream=True)) as events:
             async for event in events:
                 assert isinstance(event, Delta)
@@ -293,7 +293,7 @@ class Generator:
             ParameterError, PromptError, EngineError: see generate.
         """
         groups = await asyncio.to_thread(self._reader.groups, prompts, params)
-        sequences = [sequence for group in groups for sequence in group.sequences()]
+        sequences = all_sequences(self._engine, groups, is_stream=False)
         async with aclosing(async_events(self._engine, sequences, is_stream=False)) as events:
             async for event in events:
                 assert isinstance(event, Sequence)

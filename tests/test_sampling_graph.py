@@ -249,8 +249,8 @@ def adjustment(vocab_size: int, settings: dict[str, Any]) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("adjusted", ADJUSTMENTS)
 def test_draws_follow_adjusted_logits(settings: dict[str, Any], adjusted: dict[str, Any]) -> None:
-    logits = np.random.default_rng(7).normal(0, 2, 1000).astype(np.float32)
-    logits[[3, 900]] = 4.0, -4.0  # the penalty divides one and multiplies the other
+    logits = np.random.default_rng(7).normal(-6, 2, 1000).astype(np.float32)
+    logits[[3, 900]] = 1.0, -1.0  # the penalty divides one and multiplies the other
     drawn = draw(sampler_of(1000), logits, **settings, **adjustment(1000, adjusted))
     assert_follows(drawn, exact_probs(logits, **settings, **adjusted))
 
@@ -258,8 +258,8 @@ def test_draws_follow_adjusted_logits(settings: dict[str, Any], adjusted: dict[s
 def test_the_largest_adjusted_logit_is_transformers() -> None:
     """Greedy, on logits that all lie close together: a penalty a little off chooses another token."""
     rng = np.random.default_rng(8)
-    for _ in range(20):
-        logits = rng.normal(0, 1, 50257).astype(np.float32) * np.float32(1e-3)
+    for shift in [0, -1e-2] * 10:
+        logits = rng.normal(shift, 1e-3, 50257).astype(np.float32)
         adjusted = {
             "bias": dict(zip(rng.integers(0, 50257, 2000).tolist(), rng.normal(0, 1e-3, 2000), strict=True)),
             "penalty": float(rng.uniform(0.5, 2)),

@@ -174,6 +174,8 @@ def test_what_does_not_fit_the_queue_is_refused_at_once(artifact: Path) -> None:
             generator.stream("a", replace(ENDLESS, n=2))
         with pytest.raises(QueueFullError):
             asyncio.run(generator.agenerate(["a", "b"], ENDLESS))
+        with pytest.raises(QueueFullError):  # before a billion and a half sequences are made
+            asyncio.run(generator.agenerate(["a"] * 100_000, replace(ENDLESS, n=16_384)))
         waiting.close()
         running.close()
         assert len(generator.generate(["a"] * 9, SamplingParams(n=2, max_tokens=2))) == 9
