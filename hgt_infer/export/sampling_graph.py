@@ -25,7 +25,7 @@ NARROW_WINDOW, NARROW_MAX_TOP_K = 64, 50
 """Window and largest top_k of rows that need no more: TopK takes half the time where all of a batch do."""
 
 NO_WEIGHT = 1e-30
-"""Tokens this much less likely than the likeliest are not drawn: -inf leaves Softmax as about 1e-39."""
+"""Lighter tokens count as impossible: no uniform of 24 bits and no float32 sum tells them from 0."""
 
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
