@@ -172,7 +172,7 @@ def run_groups(
             yield taken.pop(first.index)
 
 
-def all_sequences(engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool) -> list[Sequence]:
+def _all_sequences(engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool) -> list[Sequence]:
     """Make all samples of the groups, or raise QueueFullError where the engine has no room for so many."""
     engine.check_room(sum(group.num_samples for group in groups))
     return [sequence for group in groups for sequence in group.sequences(is_stream=is_stream)]
@@ -182,7 +182,7 @@ def deltas(engine: Engine, groups: Collection[PromptGroup]) -> Iterator[Delta | 
     """Submit all samples of the groups, yield None once, then their deltas as they come, interleaved."""
     events: SimpleQueue[Sequence | Delta | BaseException] = SimpleQueue()
     request = Request(events.put, is_stream=True)
-    sequences = all_sequences(engine, groups, is_stream=True)
+    sequences = _all_sequences(engine, groups, is_stream=True)
     num_unfinished = len(sequences)
     engine.submit(request, sequences)
     try:
@@ -200,12 +200,13 @@ def deltas(engine: Engine, groups: Collection[PromptGroup]) -> Iterator[Delta | 
 
 
 async def async_events(
-    engine: Engine, sequences: Collection[Sequence], *, is_stream: bool
+    engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool
 ) -> AsyncGenerator[Sequence | Delta, None]:
-    """Submit sequences and yield what comes of them, without blocking the event loop."""
+    """Submit all samples of the groups and yield what comes of them, without blocking the event loop."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Sequence | Delta | BaseException] = asyncio.Queue()
     request = Request(lambda event: loop.call_soon_threadsafe(events.put_nowait, event), is_stream=is_stream)
+    sequences = _all_sequences(engine, groups, is_stream=is_stream)
     num_unfinished = len(sequences)
     engine.submit(request, sequences)
     try:

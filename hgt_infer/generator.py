@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from hgt_infer.calls import PromptGroup, all_sequences, async_events, deltas, run_groups
+from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
 from hgt_infer.device import open_device
 from hgt_infer.engine import Engine
 from hgt_infer.errors import ParameterError
@@ -246,7 +246,8 @@ class Generator:
             raise ParameterError(f"prompts must be an iterable of strings; got {shown(prompts)}")
         checked = checked_params(params)
         groups = (self._reader.group(index, prompt, checked) for index, prompt in enumerate(prompts))
-        return self._iterate(groups, in_order=in_order, progress=progress)
+        done = self._run(groups, in_order=in_order, progress=progress)
+        return (group.output() for group in done)
 
     def stream(self, prompts: str | Seq[str], params: Params = None) -> Iterator[Delta]:
         """Generate, and give out the text as it comes; several samples come interleaved.
@@ -279,8 +280,7 @@ class Generator:
     async def astream(self, prompts: str | Seq[str], params: Params = None) -> AsyncIterator[Delta]:
         """As stream, for `async for`; it starts with the first delta that is awaited."""
         groups = await asyncio.to_thread(self._reader.stream_groups, prompts, params)
-        sequences = all_sequences(self._engine, groups, is_stream=True)
-        async with aclosing(async_events(self._engine, sequences, is_stream=True)) as events:
+        async with aclosing(async_events(self._engine, groups, is_stream=True)) as events:
             async for event in events:
                 assert isinstance(event, Delta)
                 yield event
@@ -293,8 +293,7 @@ class Generator:
             ParameterError, PromptError, EngineError: see generate.
         """
         groups = await asyncio.to_thread(self._reader.groups, prompts, params)
-        sequences = all_sequences(self._engine, groups, is_stream=False)
-        async with aclosing(async_events(self._engine, sequences, is_stream=False)) as events:
+        async with aclosing(async_events(self._engine, groups, is_stream=False)) as events:
             async for event in events:
                 assert isinstance(event, Sequence)
                 groups[event.prompt_index].finished.append(event)
@@ -361,30 +360,22 @@ class Generator:
 
     def _generate(self, groups: list[PromptGroup], *, progress: bool) -> list[GenerationOutput]:
         total = sum(group.num_samples for group in groups)
-        with tqdm(total=total, unit="sample", disable=not progress) as bar:
-            done = run_groups(
-                self._engine,
-                groups,
-                max_in_flight=self._max_in_flight,
-                in_order=False,
-                on_finish=bar.update,
-            )
-            for _ in done:
-                pass
+        for _ in self._run(groups, total=total, in_order=False, progress=progress):
+            pass
         return [group.output() for group in groups]
 
-    def _iterate(
-        self, groups: Iterator[PromptGroup], *, in_order: bool, progress: bool
-    ) -> Iterator[GenerationOutput]:
-        with tqdm(unit="sample", disable=not progress) as bar:
-            for group in run_groups(
+    def _run(
+        self, groups: Iterable[PromptGroup], *, total: int | None = None, in_order: bool, progress: bool
+    ) -> Iterator[PromptGroup]:
+        """Yield each group as it is done; see run_groups. total: samples of all, where that is known."""
+        with tqdm(total=total, unit="sample", disable=not progress) as bar:
+            yield from run_groups(
                 self._engine,
                 groups,
                 max_in_flight=self._max_in_flight,
                 in_order=in_order,
                 on_finish=bar.update,
-            ):
-                yield group.output()
+            )
 
     def _pipeline_text(self, output: GenerationOutput, completion: Completion, full: bool) -> str:
         """transformers cleans up the decoded whole and cuts the decoded prompt off by its length."""

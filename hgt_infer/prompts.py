@@ -56,7 +56,7 @@ class PromptReader:
         """
         texts = _as_list("prompts", prompts)
         if params is None or isinstance(params, SamplingParams):
-            each = [params or SamplingParams()] * len(texts)
+            each = [checked_params(params)] * len(texts)
         elif isinstance(params, Seq) and not isinstance(params, str) and len(params) == len(texts):
             each = [checked_params(item) for item in islice(params, len(texts))]
         else:

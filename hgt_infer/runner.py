@@ -63,6 +63,7 @@ class ModelRunner:
         self.input_ids = device.array((num_ids,), np.int64)
         self.position_ids = device.array((num_ids,), np.int64)
         self.output_index = device.array((num_ids,), np.int64)
+        self.step_output_index = device.array((num_slots,), np.int64)  # zeros: a step has one token a row
         self.seqlens_k = device.array((num_slots,), np.int32)
         self.total_sequence_length = np.zeros((), np.int32)  # the graph reads it in CPU memory
         self.uniforms = device.array((num_ids, GRAPH_UNIFORMS), np.float32)
@@ -127,7 +128,6 @@ class ModelRunner:
         steps = [len(s.output_token_ids) for s in sequences]
         _fill(self.input_ids, [s.next_input_id for s in sequences])
         _fill(self.position_ids, positions)
-        _fill(self.output_index, [0] * num_rows)
         _fill(self.seqlens_k, positions)
         _fill(self.uniforms, self.streams[np.arange(num_rows), steps, :GRAPH_UNIFORMS])
         self.total_sequence_length[...] = max(positions) + 1
@@ -257,7 +257,8 @@ class ModelRunner:
 
         bind_input("input_ids", self.input_ids, shape)
         bind_input("position_ids", self.position_ids, shape)
-        bind_input("output_index", self.output_index, (num_rows, num_outputs))
+        output_index = self.step_output_index if is_step else self.output_index
+        bind_input("output_index", output_index, (num_rows, num_outputs))
         bind_input("seqlens_k", self.seqlens_k, (num_rows,))
         bind_input("uniforms", self.uniforms, (num_output_rows, GRAPH_UNIFORMS))
         for name, array in (self.settings if is_step else self.neutral_settings).items():
