@@ -12,13 +12,14 @@ REQUIREMENTS := pyproject.toml constraints.txt
 # The second is enough for `make demo`; the first includes it.
 INSTALLED_ALL := $(VENV)/installed-all
 INSTALLED_TRAIN := $(VENV)/installed-train
+INSTALLED_CUDA := $(VENV)/installed-cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo lint format bench clean
+.PHONY: help install test demo lint format bench gpu-check clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: $(INSTALLED_ALL)  ## set up .venv with everything
 
@@ -42,6 +43,10 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 bench: $(INSTALLED_ALL)  ## every benchmark; results in build/bench
 	@$(PYTHON) -m pytest benchmarks
 
+gpu-check: $(INSTALLED_CUDA)  ## what works on this machine's GPU, and how fast (QUICK=1: in 3 minutes)
+	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) $(if $(PROFILE),--profile) \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks hgt_infer tests training -name __pycache__ -prune -exec rm -rf {} +
@@ -50,6 +55,11 @@ $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing everything into $(VENV)"
 	@$(PIP) --editable '.[train,bench,dev]'
 	@touch $(INSTALLED_TRAIN) $@
+
+$(INSTALLED_CUDA): $(INSTALLED_ALL)
+	@echo "installing the CUDA libraries into $(VENV)"
+	@$(PIP) --editable '.[train,bench,dev,cuda]'
+	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing into $(VENV) what training and sampling need"

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.comparison import Spread
 from benchmarks.conftest import Record, recorded_clock
-from hgt_infer.engine import Engine
+from hgt_infer.engine import Engine, Lane
 from hgt_infer.output_text import OutputText
 from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.sequence import Request, SequenceParams
@@ -39,22 +39,34 @@ class FreeRunner:
         is_done: set when there are num_steps of them.
     """
 
+    max_in_flight = 1
+
     def __init__(self, num_steps: int) -> None:
         self.seconds: list[float] = []
         self.is_done = threading.Event()
         self._num_steps = num_steps
         self._end_s: float | None = None
+        self._output = BatchOutput()
 
-    def run(self, batch: Batch) -> BatchOutput:
+    def launch(self, batch: Batch) -> None:
         start_s = time.perf_counter()
         if self._end_s is not None and len(self.seconds) < self._num_steps:
             assert len(batch.sequences) == NUM_SLOTS, "nobody waits any more"
             self.seconds.append(start_s - self._end_s)
         elif self._end_s is not None:
             self.is_done.set()
-        output = BatchOutput([TOKEN_ID] * len(batch.sequences))
+        new_tokens = [
+            (sequence, [TOKEN_ID] if sequence.has_cached_prompt else []) for sequence in batch.sequences
+        ]
+        self._output = BatchOutput(new_tokens, num_sampled=NUM_SLOTS)
+
+    def collect(self) -> BatchOutput:
         self._end_s = time.perf_counter()
-        return output
+        return self._output
+
+    def warmup(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.benchmark(timer=recorded_clock, group=CASE)
@@ -95,7 +107,7 @@ def engine_seconds(*, num_steps: int, is_stream: bool) -> list[float]:
     runner = FreeRunner(num_steps)
     events: deque[Any] = deque(maxlen=NUM_SLOTS)  # nobody reads: readers run while a real runner is busy
     samples = make_samples(num_steps, is_stream=is_stream)
-    engine = Engine(runner, Scheduler(NUM_SLOTS), max_queued_sequences=len(samples))
+    engine = Engine([Lane(runner, Scheduler(NUM_SLOTS))], max_queued_sequences=len(samples))
     try:
         if is_stream:  # each one a call of its own
             for sample in samples:

@@ -1,8 +1,7 @@
 """Sample text from fine-tuned GPT-2 checkpoints, fast, on CUDA and on a CPU."""
 
-from importlib.metadata import version
-
 from hgt_infer.errors import (
+    DeviceMemoryError,
     DeviceUnavailableError,
     EngineError,
     HgtInferError,
@@ -17,11 +16,12 @@ from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score, TokenL
 from hgt_infer.sampling_params import SamplingParams
 from hgt_infer.stats import Percentiles, Stats
 
-__version__ = version("hgt-infer")
+__version__ = "0.1.0"
 
 __all__ = [
     "Completion",
     "Delta",
+    "DeviceMemoryError",
     "DeviceUnavailableError",
     "EngineError",
     "GenerationOutput",

@@ -1,8 +1,8 @@
 """The artifact folder: which files it has, how it is written at once, read and checked.
 
-An artifact is `model.onnx` (with `model.onnx.data` where the weights are kept outside the graph),
-`tokenizer.json`, `generation_config.json` and `config.json`, which names the sizes and hashes of the
-others. Making the graph is `hgt_infer.export`'s, running it the runner's.
+An artifact is the decoder, `model.onnx` (with `model.onnx.data` where the weights are kept outside the
+graph), the samplers, `tokenizer.json`, `generation_config.json` and `config.json`, which names the sizes and
+hashes of the others. Making the graphs is `hgt_infer.export`'s, running them the runners'.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from hgt_infer.model_config import (
 )
 
 FORMAT = "hgt-infer"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 """NumPy's type of weights, activations and cache; fp32 runs on a CPU, fp16 on CUDA."""
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
+SAMPLER_FILE = "sampler.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-_REQUIRED_FILES = (MODEL_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
+_GRAPH_FILES = (MODEL_FILE, SAMPLER_FILE)
+_REQUIRED_FILES = (*_GRAPH_FILES, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
 _CONFIG_KEYS = {"format", "format_version", "precision", "model", "files"}
 _SMALL_FILE_BYTES = 16 << 20  # hashed at every read: 11 ms at 1.5 GB/s
 # In a serialized graph: the key of a weight's external_data, without the one value that we write.
@@ -68,8 +70,13 @@ class Artifact:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX graph."""
+        """The decoder's ONNX graph."""
         return self.path / MODEL_FILE
+
+    @property
+    def sampler_path(self) -> Path:
+        """The sampler's ONNX graph, which runs on the CPU."""
+        return self.path / SAMPLER_FILE
 
     @property
     def tokenizer_path(self) -> Path:
@@ -100,7 +107,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         _check_size(folder, name, size_bytes)
         if size_bytes <= _SMALL_FILE_BYTES:
             _check_sha256(folder, name, sha256)
-            if name == MODEL_FILE:
+            if name in _GRAPH_FILES:
                 _check_external_data(folder / name)
     generation_path = folder / GENERATION_CONFIG_FILE
     defaults = parse_generation_defaults(
@@ -136,7 +143,7 @@ def new_artifact(path: str | os.PathLike[str], *, force: bool = False) -> Iterat
 
     Example:
         with new_artifact("exported/lilyw12_") as folder:
-            ...  # write model.onnx and tokenizer.json
+            ...  # write the graphs and tokenizer.json
             write_metadata(folder, config, "fp32", generation_defaults)
     """
     target = Path(path).absolute()
@@ -161,14 +168,14 @@ def write_metadata(
     """Write `generation_config.json`, then `config.json` with the sizes and hashes of all files.
 
     Args:
-        folder: has `model.onnx` and `tokenizer.json` already, and `model.onnx.data` if there is one.
+        folder: has the graphs and `tokenizer.json` already, and `model.onnx.data` if there is one.
         config: the model's sizes.
         precision: "fp32" or "fp16".
         generation_defaults: the settings of a call that names none.
 
     Raises:
         ParameterError: `precision` is neither of the two.
-        FileNotFoundError: one of the two files is not there.
+        FileNotFoundError: one of the files is not there.
     """
     check_precision(precision)
     _write_json(folder / GENERATION_CONFIG_FILE, asdict(generation_defaults))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hgt_infer.artifact import read_artifact, verify_hashes
 from hgt_infer.errors import HgtInferError, ParameterError
-from hgt_infer.generator import DEFAULT_NUM_SLOTS, Generator
+from hgt_infer.generator import Generator
 from hgt_infer.sampling_params import SamplingParams
 
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stream", action="store_true", help="print the text as it comes: one prompt, -n 1"
     )
     generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    generate.add_argument("--num-slots", type=int, default=DEFAULT_NUM_SLOTS, help="sequences at once")
+    generate.add_argument("--num-slots", type=int, help="sequences at once (default: what suits the device)")
 
     score = commands.add_parser("score", help="print each text's perplexity, tokens and log-probability")
     score.set_defaults(run=_score)
@@ -86,7 +86,8 @@ def _generate(parsed: argparse.Namespace) -> None:
     params = SamplingParams(**{name: given[name] for name in names})
     if parsed.stream and (len(parsed.prompts) > 1 or params.n > 1):
         raise ParameterError("--stream takes one prompt and -n 1")
-    with Generator(parsed.model, device=parsed.device, num_slots=parsed.num_slots) as generator:
+    num_slots = "auto" if parsed.num_slots is None else parsed.num_slots
+    with Generator(parsed.model, device=parsed.device, num_slots=num_slots) as generator:
         if parsed.stream:
             print(parsed.prompts[0], end="")
             for delta in generator.stream(parsed.prompts, params):

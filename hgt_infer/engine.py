@@ -1,4 +1,4 @@
-"""Engine: one thread that owns the runner. Any number of threads submit to it and share its batches."""
+"""Engine: a thread per device that owns its runner. Any number of threads submit and share the batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from functools import partial
 from typing import Protocol
 
 from hgt_infer.errors import EngineError, QueueFullError
@@ -19,107 +23,156 @@ logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
-    """What the engine needs of a ModelRunner."""
+    """What the engine needs of a runner; all of it is called on one thread."""
 
-    def run(self, batch: Batch) -> BatchOutput:
-        """Run a batch."""
+    @property
+    def max_in_flight(self) -> int:
+        """Batches that may be launched before the first of them is collected, ≥ 1."""
+
+    def launch(self, batch: Batch) -> None:
+        """Start a batch."""
+
+    def collect(self) -> BatchOutput:
+        """Wait for the oldest batch that was launched."""
+
+    def warmup(self) -> None:
+        """Do now what the first batches would have to wait for."""
+
+    def close(self) -> None:
+        """Let go of what it holds on its device; nothing else is called afterwards."""
+
+
+class Lane:
+    """A device's runner and slots, and what the engine's thread for it has to do."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.in_flight: deque[tuple[Batch, float]] = deque()  # with the time of the launch
+        self.last_output_s = 0.0
+        self.cancelled: list[Request] = []
+        self.warmups: list[Future[None]] = []
 
 
 class Engine:
     """Runs the sequences that are submitted to it until each has ended.
 
     Args:
-        runner: runs one batch.
-        scheduler: decides what a batch is.
+        lanes: one per device; their schedulers share one line.
         max_queued_sequences: most sequences that wait for a slot at once, ≥ 1.
     """
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, max_queued_sequences: int) -> None:
+    def __init__(self, lanes: Seq[Lane], *, max_queued_sequences: int) -> None:
         self.max_queued_sequences = max_queued_sequences
-        self._runner = runner
-        self._scheduler = scheduler
         self._statistics = Statistics()
-        self._last_step_s = 0.0
-        # Guards what follows, and the scheduler until a batch is chosen. Reentrant: the thread that holds it
-        # may be the one that collects an abandoned stream or generator, which cancels or closes.
+        self._lanes = lanes
+        # Guards the line and what follows. Reentrant: the thread that holds it may be the one that collects
+        # an abandoned stream or generator, which cancels or closes.
         self._lock = threading.RLock()
+        self._line = lanes[0].scheduler.line
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
-        self._submitted: list[tuple[Request, Collection[Sequence]]] = []
-        self._cancelled: list[Request] = []
-        self._num_queued = 0
         self._end: tuple[str, BaseException | None] | None = None  # why there is nothing more to come
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._loop, name="hgt_infer engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._loop, args=(lane,), name=f"hgt_infer engine {i}", daemon=True)
+            for i, lane in enumerate(lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def _loop(self) -> None:
-        """All that the engine's thread does: choose a batch, run it, update, tell the callers."""
+    def _loop(self, lane: Lane) -> None:
+        """All that a thread of the engine does, a job at a time."""
         try:
-            while (batch := self._next_batch()) is not None:
-                start_s = time.perf_counter()
-                output = self._runner.run(batch)
-                finished = self._scheduler.update(batch, output)
-                self._record(batch, finished, start_s)
-                self._publish_progress(batch, output, finished)
+            while (job := self._next_job(lane)) is not None:
+                job()
         except BaseException as error:
             logger.exception("the device failed")
-            self._tell_end(f"the device failed: {error}", error)
+            self._tell_end(lane, f"the device failed: {error}", error)
         else:
-            self._tell_end("the generator was closed")
+            self._tell_end(lane, "the generator was closed")
+        try:
+            lane.runner.close()
+        except Exception:  # of a device that has failed already
+            logger.exception("the device's memory may not be free yet")
 
-    def _next_batch(self) -> Batch | None:
-        """Take what was submitted and cancelled, wait while there is nothing to do, and choose what to run.
+    def _run(self, lane: Lane, batch: Batch) -> None:
+        """Launch a batch, and look at those before it while it runs.
 
-        Returns None where the engine was closed.
+        Behind a prefill nothing is launched before it was looked at: what comes next depends on it.
         """
+        lane.runner.launch(batch)
+        lane.in_flight.append((batch, time.perf_counter()))
+        while len(lane.in_flight) >= (1 if batch.is_prefill else lane.runner.max_in_flight):
+            self._collect(lane)
+
+    def _collect(self, lane: Lane) -> None:
+        """Wait for the oldest batch in flight, update its sequences, tell the callers."""
+        batch, launch_s = lane.in_flight.popleft()
+        output = lane.runner.collect()
+        finished = lane.scheduler.update(batch, output)
+        self._record(lane, batch, output, finished, launch_s)
+        self._publish_progress(lane, output, finished)
+
+    def _next_job(self, lane: Lane) -> Callable[[], None] | None:
+        """Wait while there is nothing to do, and choose what to do; None where the engine was closed."""
         with self._lock:
-            while True:
-                submitted, self._submitted = self._submitted, []
-                cancelled, self._cancelled = self._cancelled, []
-                for request, sequences in submitted:
-                    self._scheduler.add(request, sequences)
+            while self._end is None:
+                cancelled, lane.cancelled = lane.cancelled, []
                 for request in cancelled:
-                    self._forget(request)
-                if self._end is not None:
-                    return None
-                batch = self._scheduler.schedule() if self._scheduler.has_unfinished else None
-                self._num_queued = self._scheduler.num_waiting
+                    self._statistics.record_cancelled(len(lane.scheduler.cancel(request)))
+                if lane.warmups:
+                    return partial(_warm_up, lane)
+                batch = lane.scheduler.schedule()
                 self._room.notify_all()
                 if batch is not None:
-                    return batch
+                    return partial(self._run, lane, batch)
+                if lane.in_flight:
+                    return partial(self._collect, lane)
                 self._work.wait()
+            return None
 
-    def _publish_progress(self, batch: Batch, output: BatchOutput, finished: list[Sequence]) -> None:
+    def _publish_progress(self, lane: Lane, output: BatchOutput, finished: list[Sequence]) -> None:
         for sequence, error in output.errors:
-            self._statistics.record_failed(len(self._scheduler.cancel(sequence.request)))
-            self._publish(sequence.request, error)
-        for sequence in batch.sequences:
+            self._statistics.record_failed(self._forget(lane, sequence.request))
+            self._publish(lane, sequence.request, error)
+        for sequence, _ in output.new_tokens:
             if sequence.request.is_stream and (delta := sequence.take_delta()) is not None:
-                self._publish(sequence.request, delta)
+                self._publish(lane, sequence.request, delta)
         for sequence in finished:
             if not sequence.request.is_stream:
-                self._publish(sequence.request, sequence)
+                self._publish(lane, sequence.request, sequence)
 
-    def _publish(self, request: Request, event: Sequence | Delta | BaseException) -> None:
+    def _publish(self, lane: Lane, request: Request, event: Sequence | Delta | BaseException) -> None:
         try:
             request.publish(event)
         except Exception as error:  # such as a closed event loop: nobody listens any more
             logger.debug("a request's results have nowhere to go: %s", error)
-            self._forget(request)
+            self._statistics.record_cancelled(self._forget(lane, request))
 
-    def _forget(self, request: Request) -> None:
-        self._statistics.record_cancelled(len(self._scheduler.cancel(request)))
+    def _forget(self, lane: Lane, request: Request) -> int:
+        """Forget a request; return how many sequences waited or ran here. Other devices' follow."""
+        with self._lock:
+            for other in self._lanes:
+                if other is not lane:
+                    other.cancelled.append(request)
+            self._work.notify_all()
+            return len(lane.scheduler.cancel(request))
 
-    def _tell_end(self, reason: str, cause: BaseException | None = None) -> None:
+    def _tell_end(self, lane: Lane, reason: str, cause: BaseException | None = None) -> None:
+        """End the engine, and tell those who wait or run here; each lane does."""
         with self._lock:
             self._end = self._end or (reason, cause)
-            requests = {request for request, _ in self._submitted} | {*self._scheduler.line}
-            requests |= {sequence.request for sequence in self._scheduler.running}
+            requests = {*self._line.requests} | {sequence.request for sequence in lane.scheduler.running}
+            for request in requests:
+                self._statistics.record_failed(len(lane.scheduler.cancel(request)))
+            warmups, lane.warmups = lane.warmups, []
+            self._work.notify_all()
             self._room.notify_all()
         for request in requests:
-            self._statistics.record_failed(len(self._scheduler.cancel(request)))
-            self._publish(request, self._end_error())
+            self._publish(lane, request, self._end_error())
+        for warmup in warmups:
+            warmup.set_exception(self._end_error())
 
     def _end_error(self) -> EngineError:
         """One for each caller: raising the same one in several threads would mix up tracebacks."""
@@ -128,25 +181,31 @@ class Engine:
         error.__cause__ = self._end[1]
         return error
 
-    def _record(self, batch: Batch, finished: list[Sequence], start_s: float) -> None:
+    def _record(
+        self, lane: Lane, batch: Batch, output: BatchOutput, finished: list[Sequence], launch_s: float
+    ) -> None:
         end_s = time.perf_counter()
         statistics, num_rows = self._statistics, len(batch.sequences)
+        seconds = end_s - max(launch_s, lane.last_output_s)  # batches in flight run one behind the other
         if batch.is_prefill:
-            statistics.record_prefill(end_s - start_s, num_rows * batch.num_tokens)
+            statistics.record_prefill(seconds, num_rows * batch.num_tokens)
         else:
-            first = [s for s in batch.sequences if len(s.output_token_ids) == 1]
-            num_feeding = sum(not s.output_token_ids for s in batch.sequences)
+            first = [s for s, ids in output.new_tokens if 0 < len(s.output_token_ids) <= len(ids)]
             for sequence in first:
                 statistics.record_first_token(end_s - sequence.submitted_s)
-            statistics.record_tokens(end_s - self._last_step_s, num_rows - num_feeding - len(first))
-            statistics.record_step(
-                end_s - start_s,
-                num_rows=num_rows,
-                num_slots=self._scheduler.num_slots,
-                is_anyone_waiting=self._scheduler.num_waiting > 0,
-                num_prompt_tokens=num_feeding + len(first),
+            statistics.record_tokens(
+                (end_s - lane.last_output_s) / output.num_steps, output.num_sampled - len(first)
             )
-            self._last_step_s = end_s
+            statistics.record_step(
+                seconds,
+                num_steps=output.num_steps,
+                num_rows=num_rows,
+                num_slots=lane.scheduler.num_slots,
+                is_anyone_waiting=self._line.num_waiting > 0,
+                num_prompt_tokens=output.num_fed + len(first),
+                num_wasted=output.num_wasted,
+            )
+        lane.last_output_s = end_s
         statistics.record_finished(len(finished))
 
     # Any thread.
@@ -168,7 +227,7 @@ class Engine:
         with self._lock:
             if num_sequences > self._num_free():
                 raise QueueFullError(
-                    f"{self._num_queued} sequences wait already: no room for {num_sequences} more "
+                    f"{self._line.num_waiting} sequences wait already: no room for {num_sequences} more "
                     f"(max_queued_sequences is {self.max_queued_sequences})"
                 )
 
@@ -191,15 +250,14 @@ class Engine:
     def _num_free(self) -> int:
         if self._end is not None:
             raise self._end_error()
-        return self.max_queued_sequences - self._num_queued
+        return self.max_queued_sequences - self._line.num_waiting
 
     def _queue(self, request: Request, sequences: Collection[Sequence]) -> None:
         now_s = time.perf_counter()
         for sequence in sequences:
             sequence.submitted_s = now_s
-        self._num_queued += len(sequences)
-        self._submitted.append((request, sequences))
-        self._work.notify()
+        self._line.add(request, sequences)
+        self._work.notify_all()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -210,28 +268,55 @@ class Engine:
 
     def _check_caller(self) -> None:
         self._check_process()
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() in self._threads:
             raise EngineError("a logits_processor cannot wait for the generator that called it")
 
     def cancel(self, request: Request) -> None:
         """Forget what a request still has waiting or running; its slots are free before the next run."""
         if os.getpid() == self._pid:
             with self._lock:
-                self._cancelled.append(request)
-                self._work.notify()
+                for lane in self._lanes:
+                    lane.cancelled.append(request)
+                self._work.notify_all()
+
+    def warmup(self) -> None:
+        """Let every device do now what its first batches would have to wait for.
+
+        Raises:
+            EngineError: see submit.
+        """
+        self._check_caller()
+        futures: list[Future[None]] = []
+        with self._lock:
+            if self._end is not None:
+                raise self._end_error()
+            for lane in self._lanes:
+                futures.append(Future())
+                lane.warmups.append(futures[-1])
+            self._work.notify_all()
+        for future in futures:
+            future.result()
 
     def stats(self) -> Stats:
         """Counts and times since the start; EngineError in a fork."""
         self._check_process()
-        scheduler = self._scheduler
-        return self._statistics.snapshot(running=len(scheduler.running), waiting=self._num_queued)
+        num_running = sum(lane.scheduler.num_running for lane in self._lanes)
+        return self._statistics.snapshot(running=num_running, waiting=self._line.num_waiting)
 
     def close(self) -> None:
-        """End the engine's thread, after the run that it is in. Whoever waits gets an EngineError."""
+        """End the engine's threads, after the runs that they are in. Whoever waits gets an EngineError."""
         if os.getpid() != self._pid:
             return  # a fork has no such thread, and the lock may be held for ever
         with self._lock:
             self._end = self._end or ("the generator was closed", None)
-            self._work.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._work.notify_all()
+        if threading.current_thread() not in self._threads:  # one of them may collect the generator
+            for thread in self._threads:
+                thread.join()
+
+
+def _warm_up(lane: Lane) -> None:
+    lane.runner.warmup()
+    warmups, lane.warmups = lane.warmups, []
+    for warmup in warmups:
+        warmup.set_result(None)

@@ -1,7 +1,8 @@
 """Every exception that hgt_infer raises on purpose, in one tree.
 
 A caller who wants to catch all of them catches `HgtInferError`; each one is also the built-in
-exception that says what kind of fault it is (`ValueError`, `FileNotFoundError`, `RuntimeError`).
+exception that says what kind of fault it is (`ValueError`, `FileNotFoundError`, `RuntimeError`,
+`MemoryError`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class ModelFormatError(HgtInferError, ValueError):
 
 class DeviceUnavailableError(HgtInferError, RuntimeError):
     """The device that was asked for is not there, or ONNX Runtime cannot use it."""
+
+
+class DeviceMemoryError(HgtInferError, MemoryError):
+    """The device has no room for what was asked; the message has the bytes asked for, free and in all."""
 
 
 class EngineError(HgtInferError, RuntimeError):

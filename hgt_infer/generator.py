@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -16,24 +15,22 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
-from hgt_infer.device import open_device
+from hgt_infer.device import open_devices
 from hgt_infer.engine import Engine
 from hgt_infer.errors import ParameterError
+from hgt_infer.lanes import open_lanes
 from hgt_infer.loading import load_artifact
 from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score
 from hgt_infer.prompts import Params, PromptReader, checked_params
-from hgt_infer.runner import ModelRunner
 from hgt_infer.sampling_params import SamplingParams, check_bool, check_int, shown
-from hgt_infer.scheduler import Scheduler
 from hgt_infer.scoring import score_texts
 from hgt_infer.sequence import Sequence
 from hgt_infer.stats import Stats
 from hgt_infer.tokenizer import Tokenizer, clean_up_tokenization
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_NUM_SLOTS = 16
 MAX_NUM_SLOTS = 4096
+MAX_CUDA_SLOTS = 256
+MAX_STEPS_PER_SYNC = 64
 DEFAULT_MAX_QUEUED_SEQUENCES = 4096
 MAX_QUEUED_SEQUENCES = 1_000_000
 
@@ -48,18 +45,26 @@ class Generator:
     Args:
         model: a hub id ("huggingtweets/lilyw12_"), a checkpoint folder, or an exported artifact folder.
             A checkpoint is exported once, into the cache.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where there is a GPU, the CPU elsewhere.
+        device: "cpu", "cuda", "cuda:N", "auto" (CUDA where there is a GPU, the CPU elsewhere), or a list of
+            GPUs: each has the whole model, and they share one queue.
         precision: "auto", or the device's own by name: "fp32" on a CPU, "fp16" on CUDA.
-        num_slots: sequences that run at once, 1 … 4096; more wait for a free slot.
+        num_slots: sequences that run at once on a device, 1 … 4096 on a CPU, 1 … 256 on CUDA; more wait for
+            a free slot. "auto" is 16 on a CPU, and as many as fit the free memory on CUDA.
         max_length: tokens that a sequence can hold, prompt and output together, 2 … n_positions, which
             None stands for.
         max_queued_sequences: sequences that wait for a slot at most, 1 … 1,000,000.
+        batch_invariant: on CUDA, whether every step has the shape of all slots, so that a request's tokens do
+            not depend on its company. False runs as few rows as there are sequences, in powers of two: faster
+            where few run, but a GPU rounds differently for each shape. A CPU is invariant always.
+        steps_per_sync: on CUDA, how many steps late tokens are looked at, 1 … 64: more hide more of the
+            host's work and waste more steps behind the end of a sequence. None is 4.
         cache_dir: where exported checkpoints are kept; None is $HGT_INFER_CACHE or the user's cache folder.
 
     Raises:
         ParameterError: an argument outside its range.
         ModelNotFoundError, ModelFormatError: no such model, or not a GPT-2.
         DeviceUnavailableError: the device cannot be used.
+        DeviceMemoryError: the slots do not fit the device's memory; the message says what would.
 
     Example:
         generator = Generator("huggingtweets/lilyw12_")
@@ -70,23 +75,30 @@ class Generator:
         self,
         model: str | os.PathLike[str],
         *,
-        device: str = "auto",
+        device: str | Seq[str] = "auto",
         precision: str = "auto",
-        num_slots: int = DEFAULT_NUM_SLOTS,
+        num_slots: int | str = "auto",
         max_length: int | None = None,
         max_queued_sequences: int = DEFAULT_MAX_QUEUED_SEQUENCES,
+        batch_invariant: bool = True,
+        steps_per_sync: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_int("num_slots", num_slots, 1, MAX_NUM_SLOTS)
+        is_auto = isinstance(num_slots, str) and num_slots == "auto"
+        asked_slots = None if is_auto else check_int("num_slots", num_slots, 1, MAX_NUM_SLOTS)
         check_int("max_queued_sequences", max_queued_sequences, 1, MAX_QUEUED_SEQUENCES)
         if max_length is not None:
             check_int("max_length", max_length, 2)
-        opened = open_device(device)
-        native = "fp16" if opened.kind == "cuda" else "fp32"
+        check_bool("batch_invariant", batch_invariant)
+        if steps_per_sync is not None:
+            check_int("steps_per_sync", steps_per_sync, 1, MAX_STEPS_PER_SYNC)
+        devices = open_devices(device)
+        kind = devices[0].kind
+        if kind == "cuda" and asked_slots is not None:
+            check_int("num_slots", asked_slots, 1, MAX_CUDA_SLOTS)
+        native = "fp16" if kind == "cuda" else "fp32"
         if precision not in ("auto", native):
-            raise ParameterError(
-                f"precision must be 'auto' or {native!r} on {opened.kind}; got {shown(precision)}"
-            )
+            raise ParameterError(f"precision must be 'auto' or {native!r} on {kind}; got {shown(precision)}")
         artifact = load_artifact(model, precision=native, cache_dir=cache_dir)
         n_positions = artifact.config.n_positions
         if max_length is not None:
@@ -99,20 +111,18 @@ class Generator:
             vocab_size=artifact.config.vocab_size,
             max_length=self._max_length,
         )
-        # Enough to refill every slot at once while the calling thread takes what has ended.
-        self._max_in_flight = 4 * num_slots
-        runner = ModelRunner(artifact, opened, num_slots=num_slots, max_length=self._max_length)
-        self._engine = Engine(runner, Scheduler(num_slots), max_queued_sequences=max_queued_sequences)
-        self._finalizer = weakref.finalize(self, self._engine.close)
-        logger.info(
-            "%s on %s in %s: %d slots of %d positions, cache %.0f MB",
-            artifact.path,
-            opened.provider[0],
-            artifact.precision,
-            num_slots,
-            self._max_length,
-            runner.cache.num_bytes / 1e6,
+        lanes = open_lanes(
+            artifact,
+            devices,
+            num_slots=asked_slots,
+            max_length=self._max_length,
+            batch_invariant=batch_invariant,
+            steps_per_sync=steps_per_sync,
         )
+        # Enough to refill every slot at once while the calling thread takes what has ended.
+        self._max_in_flight = 4 * sum(lane.scheduler.num_slots for lane in lanes)
+        self._engine = Engine(lanes, max_queued_sequences=max_queued_sequences)
+        self._finalizer = weakref.finalize(self, self._engine.close)
 
     def __call__(
         self,
@@ -341,6 +351,14 @@ class Generator:
                 scores[index] = score
                 bar.update()
         return scores
+
+    def warmup(self) -> None:
+        """Do now what the first requests would have to wait for: on CUDA, capturing the graphs of a step.
+
+        Raises:
+            EngineError: the device failed, or the generator was closed.
+        """
+        self._engine.warmup()
 
     def stats(self) -> Stats:
         """Return counts and times since the generator was made: see Stats."""

@@ -10,10 +10,16 @@ from hgt_infer.model_config import ModelConfig
 
 
 class KVCache:
-    """Two arrays [num_slots, n_head, max_length, head_size] per layer.
+    """One buffer [2 · n_layer, num_slots, n_head, max_length, head_size]: key.0, value.0, key.1, …
 
-    The slot is the outermost dimension: a range of slots is one contiguous piece, which a run binds
-    as its whole cache, and the graph writes into it in place.
+    Of each layer's array a range of slots is one contiguous piece, which a run binds as its whole
+    cache, and the graph writes into it in place. A slot's prefix is copied in all layers by one call.
+
+    Attributes:
+        dtype: of keys and values.
+        slot_shape: a slot of one array [n_head, max_length, head_size].
+        slot_bytes: a slot in all arrays.
+        num_bytes: all of it.
     """
 
     def __init__(
@@ -21,19 +27,23 @@ class KVCache:
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.slot_shape = (config.n_head, max_length, config.head_size)
-        self.slot_bytes = int(np.prod(self.slot_shape)) * self.dtype.itemsize
-        self.arrays = {
-            f"{kind}.{layer}": device.cache_array((num_slots, *self.slot_shape), dtype)
-            for layer in range(config.n_layer)
-            for kind in ("key", "value")
-        }
-        self.num_bytes = len(self.arrays) * num_slots * self.slot_bytes
+        self.slot_bytes = self.bytes_per_slot(config, max_length, dtype)
+        self.num_bytes = num_slots * self.slot_bytes
+        self._num_slots = num_slots
+        self._names = [f"{kind}.{layer}" for layer in range(config.n_layer) for kind in ("key", "value")]
+        self._array = device.cache((len(self._names), num_slots, *self.slot_shape), self.dtype)
+
+    @staticmethod
+    def bytes_per_slot(config: ModelConfig, max_length: int, dtype: DTypeLike) -> int:
+        """Keys and values of max_length tokens in all layers."""
+        return 2 * config.n_layer * config.n_embd * max_length * np.dtype(dtype).itemsize
 
     def addresses(self, slot: int) -> dict[str, int]:
         """Address of each array from a slot on, by its name in the graph ("key.0", "value.0", …)."""
-        return {name: array.address + slot * self.slot_bytes for name, array in self.arrays.items()}
+        stride = self.slot_bytes // len(self._names)  # from a slot to the next
+        first = self._array.address + slot * stride
+        return {name: first + i * self._num_slots * stride for i, name in enumerate(self._names)}
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` to slot `target`."""
-        for array in self.arrays.values():
-            array.copy_prefix(source, target, length)
+        self._array.copy_prefix(source, target, length)

@@ -7,14 +7,16 @@ works in float32, as transformers and the graph do, filtered_probs and token_log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.errors import EngineError, ParameterError
 from hgt_infer.outputs import TokenLogprobs
-from hgt_infer.sequence import SequenceParams
+from hgt_infer.sequence import Sequence, SequenceParams
 
 GRAPH_UNIFORMS = 4
 """Uniforms per step that the graph takes, a candidate each; one more is the host's."""
@@ -27,7 +29,12 @@ GRAPH_MAX_TOP_K = 256
 MIN_TEMPERATURE = 1e-5
 """Below, sampling is greedy."""
 
+MAX_TEMPERATURE = 1e30
+"""The largest that float32 logits are divided by; above it sampling is uniform either way."""
+
 _LOWEST = np.finfo(np.float32).min  # above -inf alone, which no filter lets through
+_UNUSED_BITS, _UNIT = np.uint64(40), np.float32(2**-24)
+_generators = threading.local()  # making one takes longer than all the numbers of a sequence
 
 
 def uniforms(seed: int, sample_index: int, num_steps: int) -> NDArray[np.float32]:
@@ -40,10 +47,52 @@ def uniforms(seed: int, sample_index: int, num_steps: int) -> NDArray[np.float32
     >>> bool((uniforms(1, 0, 10)[:4] == uniforms(1, 0, 4)).all())
     True
     """
-    stream = np.random.Philox(key=np.array([seed, sample_index], dtype=np.uint64))
-    words = stream.random_raw(num_steps * UNIFORMS_PER_STEP)
-    return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(
-        num_steps, UNIFORMS_PER_STEP
+    if not hasattr(_generators, "philox"):
+        _generators.philox = np.random.Philox(key=0)
+    _generators.philox.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": (0, 0, 0, 0), "key": (seed, sample_index)},
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,  # nothing is buffered
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    words = _generators.philox.random_raw(num_steps * UNIFORMS_PER_STEP)
+    words >>= _UNUSED_BITS
+    numbers: NDArray[np.float32] = words.astype(np.float32)
+    numbers *= _UNIT
+    return numbers.reshape(num_steps, UNIFORMS_PER_STEP)
+
+
+class GraphSettings(NamedTuple):
+    """A row's settings as the graph takes them.
+
+    Greedy is top_k 1: of the largest logit and its ties, a tiny nucleus keeps the first. top_p 2 is off,
+    beyond any rounding of the whole mass. min_length is prompt and output together.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    min_length: int
+
+
+def graph_settings(params: SequenceParams, prompt_length: int, vocab_size: int) -> GraphSettings:
+    """What the graph is given of a sequence's settings.
+
+    >>> graph_settings(SequenceParams(max_tokens=1, seed=0, top_k=50), prompt_length=3, vocab_size=50_257)
+    GraphSettings(temperature=1.0, top_k=50, top_p=2.0, min_p=0.0, min_length=0)
+    """
+    min_length = prompt_length + params.min_tokens if params.eos_token_ids else 0
+    if params.temperature < MIN_TEMPERATURE:
+        return GraphSettings(1.0, 1, 1e-6, params.min_p, min_length)
+    return GraphSettings(
+        min(params.temperature, MAX_TEMPERATURE),
+        min(params.top_k if params.top_k < vocab_size else 0, GRAPH_MAX_TOP_K),
+        params.top_p if params.top_p < 1 else 2.0,
+        params.min_p,
+        min_length,
     )
 
 
@@ -59,11 +108,13 @@ def is_adjusted(params: SequenceParams) -> bool:
     )
 
 
-def needs_host(params: SequenceParams, vocab_size: int) -> bool:
-    """Whether the row has a filter that the graph has not, and is sampled by `sample_row`."""
-    if params.temperature >= MIN_TEMPERATURE and (
-        params.typical_p < 1 or GRAPH_MAX_TOP_K < params.top_k < vocab_size
-    ):
+def needs_host(params: SequenceParams, vocab_size: int, *, max_top_k: int | None = GRAPH_MAX_TOP_K) -> bool:
+    """Whether the row has a filter that the device has not, and is sampled by `sample_row`.
+
+    max_top_k: the largest that the device takes; None takes any.
+    """
+    is_wide = max_top_k is not None and max_top_k < params.top_k < vocab_size
+    if params.temperature >= MIN_TEMPERATURE and (params.typical_p < 1 or is_wide):
         return True
     return bool(
         params.no_repeat_ngram_size
@@ -75,16 +126,20 @@ def needs_host(params: SequenceParams, vocab_size: int) -> bool:
 
 def adjustment(
     params: SequenceParams,
-    prompt_token_ids: Sequence[int],
-    output_token_ids: Sequence[int],
+    prompt_token_ids: Seq[int],
+    output_token_ids: Seq[int],
     vocab_size: int,
+    out: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What the graph does to a row's logits l first: l + logit_bias, then · or / repetition_penalty.
 
     Returns logit_bias [V], in which presence_penalty, frequency_penalty, bad words of one token and
-    allowed_token_ids are too, and repetition_penalty [V], 1 where a token has not occurred.
+    allowed_token_ids are too, and repetition_penalty [V], 1 where a token has not occurred; in the memory
+    of `out` [2, V] where it is given.
     """
-    logit_bias = np.zeros(vocab_size, np.float32)
+    logit_bias, repetition_penalty = np.empty((2, vocab_size), np.float32) if out is None else out
+    logit_bias.fill(0.0)
+    repetition_penalty.fill(1.0)
     if params.logit_bias:
         ids, biases = zip(*params.logit_bias, strict=True)
         logit_bias[list(ids)] = biases
@@ -93,7 +148,6 @@ def adjustment(
         is_allowed[list(params.allowed_token_ids)] = True
         logit_bias[~is_allowed] = -np.inf
     logit_bias[[ids[0] for ids in params.bad_words_ids if len(ids) == 1]] = -np.inf
-    repetition_penalty = np.ones(vocab_size, np.float32)
     repetition_penalty[list(prompt_token_ids)] = params.repetition_penalty
     seen = set()
     for token_id in output_token_ids:
@@ -122,7 +176,7 @@ def process_logits(
     logit_bias: NDArray[np.float32] | None,
     repetition_penalty: NDArray[np.float32] | None,
     params: SequenceParams,
-    token_ids: Sequence[int],
+    token_ids: Seq[int],
     num_output_tokens: int,
 ) -> NDArray[np.float32]:
     """A row's logits [V] behind every filter that comes before temperature, as a new array.
@@ -155,7 +209,7 @@ def process_logits(
     return logits
 
 
-def _repeated_ngram_ends(size: int, token_ids: Sequence[int]) -> NDArray[np.int64]:
+def _repeated_ngram_ends(size: int, token_ids: Seq[int]) -> NDArray[np.int64]:
     """The tokens that would end an n-gram of this size which is in token_ids already."""
     if not 0 < size <= len(token_ids):
         return np.empty(0, np.int64)
@@ -265,6 +319,25 @@ def _reach(keys: NDArray[np.float64], weights: NDArray[np.float64], mass: float)
     return float(keys[order[rank]]), rank
 
 
+def sample_on_host(
+    logits: NDArray[np.float32],
+    adjustment_rows: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    params: SequenceParams,
+    prompt_token_ids: Seq[int],
+    output_token_ids: Seq[int],
+    uniform: float,
+) -> int:
+    """Draw the next token of a sequence from the model's logits [V], with all that its settings ask for.
+
+    adjustment_rows: what `adjustment` returns for it, or None where it needs none. Raises as process_logits
+    and filtered_probs do, and whatever a logits_processor raises.
+    """
+    bias, penalty = adjustment_rows or (None, None)
+    token_ids = [*prompt_token_ids, *output_token_ids]
+    processed = process_logits(logits, bias, penalty, params, token_ids, len(output_token_ids))
+    return sample_row(processed, uniform, params)
+
+
 def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
     """The log-probability of a token and of the num_top likeliest ones; logits [V], the model's own.
 
@@ -281,6 +354,23 @@ def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> 
 
     top = _largest(logits, min(num_top, len(logits))) if num_top else []
     return TokenLogprobs(token_id, logprob(token_id), tuple((id_, logprob(id_)) for id_ in top))
+
+
+def num_scored(sequences: Seq[Sequence], start: int, stop: int) -> int:
+    """How many of the prompt tokens start … stop - 1, the last ones, must give logits for scores."""
+    firsts = [max(start, s.num_unscored) for s in sequences if s.scores_prompt]
+    return max(0, stop - min(firsts, default=stop))
+
+
+def score_prompt(sequence: Sequence, logits: NDArray[np.float32], stop: int) -> list[TokenLogprobs]:
+    """Log-probabilities of the prompt's tokens that are asked for; logits [P, V] of those before `stop`."""
+    num_top = sequence.params.prompt_logprobs
+    assert num_top is not None
+    return [
+        token_logprobs(row, sequence.prompt_token_ids[position + 1], num_top)
+        for position, row in enumerate(logits, stop - len(logits))
+        if position >= sequence.num_unscored
+    ]
 
 
 def _largest(values: NDArray[np.float32], count: int) -> list[int]:

@@ -1,11 +1,11 @@
 """Scheduler: which sequence runs in which slot, and when. It moves sequences and never sees an array.
 
-Running sequences occupy slots 0 … len(running) - 1 without a gap, so that a batch is always a
-consecutive range of the cache: the last one moves into a slot that comes free.
+Line is what waits, shared by the schedulers of several devices; a Scheduler has one device's slots.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from hgt_infer.outputs import TokenLogprobs
 from hgt_infer.sequence import Request, Sequence
 
 MAX_FED_TOKENS = 8
-"""Longest prompt that is fed token by token beside running sequences instead of being prefilled.
+"""Longest prompt that is fed token by token beside running sequences on a CPU instead of being prefilled.
 
 The prompt alone decides: a prefill's rounding differs from a step's, and a request must not depend on
 its company. On a CPU a prefill reads all the weights once more (14 to 19 ms for 3 to 8 tokens of GPT-2
@@ -36,10 +36,15 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One run: its sequences lie in consecutive slots, and each takes its next num_tokens tokens.
+    """One run. A prefill only fills the cache (and scores prompts where asked); a step samples.
 
-    A prefill only fills the cache (and reports the prompt's log-probabilities where asked); a step samples.
     copies happen first, in order; then admitted sequences' settings are written.
+
+    Attributes:
+        sequences: of a prefill, in consecutive slots; of a step, all that run, in the order of their slots.
+        num_tokens: of each sequence of a prefill; 1 in a step.
+        admitted: sequences that got their slots since the batch before.
+        released: slots that lost their sequences since then and have none now.
     """
 
     sequences: list[Sequence]
@@ -47,6 +52,7 @@ class Batch:
     is_prefill: bool
     copies: list[Copy]
     admitted: list[Sequence]
+    released: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -54,113 +60,179 @@ class BatchOutput:
     """What a run gave.
 
     Attributes:
-        token_ids: of a step, one per sequence; without meaning where a prompt is still being fed.
+        new_tokens: output tokens of the sequences that are to be looked at, as many as each has grown by
+            since it was looked at last; none where a token of its prompt was computed. A runner may leave
+            out sequences as long as they can neither end nor stream.
+        num_sampled: output tokens that the run drew, those of sequences left out included.
+        num_fed: prompt tokens that a step computed.
+        num_steps: how many steps the run had.
+        num_wasted: rows, over all steps, that ran on behind the end of their sequences.
         logprobs, prompt_logprobs, errors: of the sequences that asked for them, or that failed.
     """
 
-    token_ids: list[int]
+    new_tokens: list[tuple[Sequence, list[int]]] = field(default_factory=list)
+    num_sampled: int = 0
+    num_fed: int = 0
+    num_steps: int = 1
+    num_wasted: int = 0
     logprobs: list[tuple[Sequence, TokenLogprobs]] = field(default_factory=list)
     prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]] = field(default_factory=list)
     errors: list[tuple[Sequence, BaseException]] = field(default_factory=list)
 
 
-class Scheduler:
-    """Gives free slots to the calls in turn: each turn is one sequence, in the order of the calls' arrival.
+class Line:
+    """Calls whose sequences wait for a slot. They take turns, a sequence each, in the order of their arrival.
 
-    A call that has had its turn goes to the end of the line while it has more; its own sequences run in
+    A call that has had its turn goes to the end of the line while it has more; its own sequences keep
     their order. So one that asks for 500 samples delays another by a sequence at a time, not by 500.
 
-    Args:
-        num_slots: sequences that run at once.
-
     Attributes:
-        line: calls with sequences that wait for a slot; the first one's turn is next.
-        num_waiting: these sequences.
-        running: sequences in slots, by slot.
+        requests: the calls; the first one's turn is next.
+        num_waiting: their sequences.
     """
 
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
-        self.line: deque[Request] = deque()
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
         self.num_waiting = 0
-        self.running: list[Sequence] = []
-        self._prefilling: list[Sequence] = []
-        # The prompt of which each slot holds all but the last token, also after its sequence has ended.
-        self._cached_prompts: list[tuple[int, ...] | None] = [None] * num_slots
-        self._moves: list[Copy] = []
-
-    @property
-    def has_unfinished(self) -> bool:
-        """Whether a sequence waits or runs."""
-        return bool(self.line or self.running)
 
     def add(self, request: Request, sequences: Collection[Sequence]) -> None:
         """Put sequences behind those of their request; a new request goes to the end of the line."""
         if sequences and not request.waiting:
-            self.line.append(request)
+            self.requests.append(request)
         for sequence in sequences:
             sequence.request = request
         request.waiting.extend(sequences)
         self.num_waiting += len(sequences)
 
+    @property
+    def next(self) -> Sequence | None:
+        """The sequence whose turn it is."""
+        return self.requests[0].waiting[0] if self.requests else None
+
+    def take(self) -> Sequence:
+        """Take the sequence whose turn it is out of the line."""
+        request = self.requests.popleft()
+        sequence = request.waiting.popleft()
+        if request.waiting:
+            self.requests.append(request)
+        self.num_waiting -= 1
+        return sequence
+
+    def remove(self, request: Request) -> list[Sequence]:
+        """Take all of a request's sequences out of the line."""
+        removed = list(request.waiting)
+        if removed:
+            self.requests.remove(request)
+            request.waiting.clear()
+            self.num_waiting -= len(removed)
+        return removed
+
+
+class Scheduler:
+    """Gives the free slots of one device to the sequences of a line.
+
+    Args:
+        num_slots: sequences that run at once.
+        line: where they wait; None makes a line of its own.
+        max_fed_tokens: longest prompt that steps compute, a token each; longer ones, and those that are
+            scored, are prefilled.
+        closes_gaps: whether sequences move so that those of a step occupy slots 0 … n - 1.
+        shares_prefills: whether prompts of equal length are prefilled in one run.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        line: Line | None = None,
+        *,
+        max_fed_tokens: int = MAX_FED_TOKENS,
+        closes_gaps: bool = True,
+        shares_prefills: bool = True,
+    ) -> None:
+        self.num_slots = num_slots
+        self.line = Line() if line is None else line
+        self._max_fed_tokens = max_fed_tokens
+        self._closes_gaps = closes_gaps
+        self._shares_prefills = shares_prefills
+        self._slots: list[Sequence | None] = [None] * num_slots
+        self._free_slots = list(range(num_slots))  # a heap
+        self._released: list[int] = []
+        self._prefilling: list[Sequence] = []
+        # The prompt of which each slot holds all but the last token, also after its sequence has ended.
+        self._cached_prompts: list[tuple[int, ...] | None] = [None] * num_slots
+        self._slots_of_prompt: dict[tuple[int, ...], dict[int, None]] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in slots."""
+        return self.num_slots - len(self._free_slots)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences in slots, in the order of these."""
+        return [sequence for sequence in self._slots if sequence is not None]
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a sequence waits or runs."""
+        return bool(self.line.requests) or self.num_running > 0
+
     def cancel(self, request: Request) -> list[Sequence]:
         """Forget a request's sequences and return them; their slots are free for the next schedule()."""
-        cancelled = list(request.waiting)
-        if cancelled:
-            self.line.remove(request)
-            request.waiting.clear()
-            self.num_waiting -= len(cancelled)
         running = [sequence for sequence in self.running if sequence.request is request]
-        self._free(running)
-        return cancelled + running
+        for sequence in running:
+            self._free(sequence)
+        return self.line.remove(request) + running
 
-    def schedule(self) -> Batch:
-        """Fill the free slots, then choose what runs: new prompts by themselves, or everyone's next token."""
-        copies, self._moves = self._moves, []
+    def schedule(self) -> Batch | None:
+        """Fill the free slots, then choose what runs: new prompts by themselves, or everyone's next token.
+
+        Returns None where nothing runs: another device has taken what was in the line.
+        """
+        copies: list[Copy] = []
         admitted: list[Sequence] = []
         if not self._prefilling:
-            while self.line and len(self.running) < self.num_slots and self._enter(copies):
-                admitted.append(self.running[-1])
+            while self._free_slots and (sequence := self.line.next) and self._enter(sequence, copies):
+                admitted.append(self.line.take())
+        released, self._released = [slot for slot in self._released if self._slots[slot] is None], []
         if self._prefilling:
-            num_left = self._prefilling[0].num_prompt_left
-            return Batch(list(self._prefilling), min(num_left, MAX_PREFILL_TOKENS), True, copies, admitted)
-        return Batch(list(self.running), 1, False, copies, admitted)
+            num_tokens = min(self._prefilling[0].num_prompt_left, MAX_PREFILL_TOKENS)
+            return Batch(list(self._prefilling), num_tokens, True, copies, admitted, released)
+        if self._closes_gaps:
+            self._close_gaps(copies)
+        running = self.running
+        return Batch(running, 1, False, copies, admitted, released) if running else None
 
-    def _enter(self, copies: list[Copy]) -> bool:
-        """Give the next free slot to the next sequence, or return False: it has to wait for a prefill.
+    def _enter(self, sequence: Sequence, copies: list[Copy]) -> bool:
+        """Give the lowest free slot to a sequence, or return False: it has to wait for a prefill.
 
         It enters in one of three ways: it copies its prompt from another slot, it is fed token by token, or
         it joins a prefill.
         """
-        request, slot = self.line[0], len(self.running)
-        sequence = request.waiting[0]
-        prompt = sequence.prompt_token_ids
-        if prompt in self._cached_prompts and not sequence.scores_prompt:
+        slot, prompt = self._free_slots[0], sequence.prompt_token_ids
+        sources = self._slots_of_prompt.get(prompt)
+        if sources and not sequence.scores_prompt:
             sequence.num_computed = len(prompt) - 1
-            if self._cached_prompts[slot] != prompt:
-                source = self._cached_prompts.index(prompt)
-                copies.append(Copy(source, slot, sequence.num_computed))
-        elif len(prompt) > MAX_FED_TOKENS and not self._joins_prefill(sequence):
-            return False
-        elif len(prompt) > MAX_FED_TOKENS:
+            if slot not in sources:
+                copies.append(Copy(next(iter(sources)), slot, sequence.num_computed))
+        elif len(prompt) > self._max_fed_tokens or sequence.scores_prompt:
+            if not self._joins_prefill(sequence, slot):
+                return False
             self._prefilling.append(sequence)
-        self._cached_prompts[slot] = prompt if sequence.has_cached_prompt else None
-        sequence.slot = slot
-        self.running.append(request.waiting.popleft())
-        self.num_waiting -= 1
-        self.line.popleft()
-        if request.waiting:
-            self.line.append(request)
+        self._set_cached_prompt(slot, prompt if sequence.has_cached_prompt else None)
+        heapq.heappop(self._free_slots)
+        self._slots[slot], sequence.slot = sequence, slot
         return True
 
-    def _joins_prefill(self, sequence: Sequence) -> bool:
-        """Whether a sequence starts a prefill, or fits one of equal lengths in the slots right before it.
+    def _joins_prefill(self, sequence: Sequence, slot: int) -> bool:
+        """Whether a sequence starts a prefill, or fits one of equal lengths in the slots right before.
 
         One whose prompt is being prefilled waits, to copy it.
         """
         others, num_tokens = self._prefilling, sequence.num_prompt_left
         return not others or (
-            others[-1] is self.running[-1]
+            self._shares_prefills
+            and others[-1].slot == slot - 1
             and others[0].num_prompt_left == num_tokens
             and (len(others) + 1) * num_tokens <= MAX_PREFILL_TOKENS
             and (
@@ -168,56 +240,91 @@ class Scheduler:
             )
         )
 
+    def _close_gaps(self, copies: list[Copy]) -> None:
+        """Move the last sequences into the free slots before them, the very last one first."""
+        num_running = self.num_running
+        outside = [sequence for sequence in self._slots[num_running:] if sequence is not None]
+        if not outside:
+            return
+        for target in range(num_running):
+            if self._slots[target] is None:
+                sequence = outside.pop()
+                source = _slot(sequence)
+                copies.append(Copy(source, target, sequence.num_computed))
+                self._set_cached_prompt(target, self._cached_prompts[source])
+                self._slots[source], self._slots[target] = None, sequence
+                sequence.slot = target
+        self._free_slots = list(range(num_running, self.num_slots))
+
     def update(self, batch: Batch, output: BatchOutput) -> list[Sequence]:
         """Give each sequence what the run gave it, free the slots of those that end, and return these.
 
-        One in output.errors is not returned, and keeps its slot: its request is to be cancelled.
+        One in output.errors is not returned, and keeps its slot: its request is to be cancelled. What comes
+        for a sequence that has left its slot meanwhile is dropped.
         """
         for sequence, token_logprobs in output.logprobs:
             sequence.logprobs.append(token_logprobs)
         for sequence, prompt_logprobs in output.prompt_logprobs:
             sequence.prompt_logprobs.extend(prompt_logprobs)
         if batch.is_prefill:
-            for sequence in batch.sequences:
-                sequence.num_computed += batch.num_tokens
-            finished = [sequence for sequence in batch.sequences if self._ends_with_prompt(sequence)]
-            self._prefilling = [sequence for sequence in self._prefilling if not sequence.has_cached_prompt]
+            finished = self._update_prefill(batch)
         else:
-            finished = []
             failed = {sequence for sequence, _ in output.errors}
-            for sequence, token_id in zip(batch.sequences, output.token_ids, strict=True):
-                sequence.num_computed += 1
-                if sequence.num_computed >= len(sequence.prompt_token_ids):
-                    sequence.append(token_id)
+            finished = []
+            for sequence, token_ids in output.new_tokens:
+                if sequence.slot is not None:
+                    self._append(sequence, token_ids)
                     if sequence.finish_reason is not None and sequence not in failed:
                         finished.append(sequence)
-                elif self._ends_with_prompt(sequence):
-                    finished.append(sequence)
-        self._free(finished)
+        for sequence in finished:
+            self._free(sequence)
         return finished
 
-    def _ends_with_prompt(self, sequence: Sequence) -> bool:
-        """Note a prompt that is computed now; return whether the sequence was run for nothing more."""
-        if not sequence.has_cached_prompt:
-            return False
-        self._cached_prompts[_slot(sequence)] = sequence.prompt_token_ids
-        if sequence.params.max_tokens == 0:
-            sequence.finish_reason = "length"
-        return sequence.params.max_tokens == 0
-
-    def _free(self, sequences: list[Sequence]) -> None:
-        """Close each gap with the last running sequence; the last gap first, so that none moves in vain."""
-        for sequence in sorted(sequences, key=_slot, reverse=True):
-            slot = _slot(sequence)
-            last = self.running.pop()
-            if last is not sequence:
-                self._moves.append(Copy(_slot(last), slot, last.num_computed))
-                self._cached_prompts[slot] = self._cached_prompts[_slot(last)]
-                self.running[slot] = last
-                last.slot = slot
-            sequence.slot = None
-            if sequence in self._prefilling:
+    def _update_prefill(self, batch: Batch) -> list[Sequence]:
+        """Those that end: of which no more than the prompt was asked for."""
+        finished = []
+        for sequence in batch.sequences:
+            sequence.num_computed += batch.num_tokens
+            if sequence.slot is not None and sequence.has_cached_prompt:
                 self._prefilling.remove(sequence)
+                self._set_cached_prompt(sequence.slot, sequence.prompt_token_ids)
+                if sequence.params.max_tokens == 0:
+                    sequence.finish_reason = "length"
+                    finished.append(sequence)
+        return finished
+
+    def _append(self, sequence: Sequence, token_ids: list[int]) -> None:
+        for token_id in token_ids:
+            sequence.append(token_id)
+            if sequence.finish_reason is not None:
+                break
+        num_outputs = len(sequence.output_token_ids)
+        if num_outputs:
+            sequence.num_computed = len(sequence.prompt_token_ids) + num_outputs - 1
+        else:
+            sequence.num_computed += 1
+        slot = _slot(sequence)
+        if self._cached_prompts[slot] is None and sequence.has_cached_prompt:
+            self._set_cached_prompt(slot, sequence.prompt_token_ids)
+
+    def _free(self, sequence: Sequence) -> None:
+        slot = _slot(sequence)
+        self._slots[slot], sequence.slot = None, None
+        heapq.heappush(self._free_slots, slot)
+        self._released.append(slot)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+
+    def _set_cached_prompt(self, slot: int, prompt: tuple[int, ...] | None) -> None:
+        previous = self._cached_prompts[slot]
+        if previous is not None:
+            slots = self._slots_of_prompt[previous]
+            del slots[slot]
+            if not slots:
+                del self._slots_of_prompt[previous]
+        self._cached_prompts[slot] = prompt
+        if prompt is not None:
+            self._slots_of_prompt.setdefault(prompt, {})[slot] = None
 
 
 def _slot(sequence: Sequence) -> int:

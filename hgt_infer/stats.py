@@ -46,6 +46,8 @@ class Stats:
         prefill_s: seconds in runs that compute prompts only.
         decode_s: seconds in steps, which compute one token of each running sequence.
         steps: how many steps there were.
+        wasted_rows: rows that ran on behind the end of their sequences, over all steps: on CUDA tokens are
+            looked at a few steps late; 0 on a CPU.
         occupancy: mean share of the slots that hold a sequence in a step, 0 … 1; None before the first.
         occupancy_while_waiting: the same over the steps during which a sequence waited for a slot.
         time_to_first_token_s: from a sequence's submission to its first token; None before the first.
@@ -62,6 +64,7 @@ class Stats:
     prefill_s: float
     decode_s: float
     steps: int
+    wasted_rows: int
     occupancy: float | None
     occupancy_while_waiting: float | None
     time_to_first_token_s: Percentiles | None
@@ -76,7 +79,7 @@ class Statistics:
 
     Example:
         >>> statistics = Statistics()
-        >>> statistics.record_step(0.1, num_rows=3, num_slots=4, is_anyone_waiting=False, num_prompt_tokens=0)
+        >>> statistics.record_step(0.1, num_rows=3, num_slots=4, is_anyone_waiting=False)
         >>> statistics.record_tokens(0.1, 3)
         >>> stats = statistics.snapshot(running=3, waiting=0)
         >>> stats.generated_tokens, stats.occupancy, stats.occupancy_while_waiting
@@ -88,7 +91,7 @@ class Statistics:
         self._finished = self._cancelled = self._failed = 0
         self._prompt_tokens = self._generated_tokens = 0
         self._prefill_s = self._decode_s = 0.0
-        self._steps = self._rows = self._slots = 0
+        self._steps = self._rows = self._slots = self._wasted_rows = 0
         self._rows_while_waiting = self._slots_while_waiting = 0
         self._first_token_counts = [0] * _NUM_BUCKETS
         self._inter_token_counts = [0] * _NUM_BUCKETS
@@ -103,24 +106,27 @@ class Statistics:
         self,
         seconds: float,
         *,
+        num_steps: int = 1,
         num_rows: int,
         num_slots: int,
         is_anyone_waiting: bool,
-        num_prompt_tokens: int,
+        num_prompt_tokens: int = 0,
+        num_wasted: int = 0,
     ) -> None:
-        """A step computed one token of each of num_rows sequences; num_prompt_tokens of them were a prompt's.
+        """Steps computed one token of each of num_rows sequences; num_prompt_tokens of all were a prompt's.
 
-        The tokens that it sampled are record_first_token's and record_tokens'.
+        num_wasted rows had ended. The tokens that were sampled are record_first_token's and record_tokens'.
         """
         with self._lock:
             self._decode_s += seconds
             self._prompt_tokens += num_prompt_tokens
-            self._steps += 1
-            self._rows += num_rows
-            self._slots += num_slots
+            self._steps += num_steps
+            self._wasted_rows += num_wasted
+            self._rows += num_rows * num_steps
+            self._slots += num_slots * num_steps
             if is_anyone_waiting:
-                self._rows_while_waiting += num_rows
-                self._slots_while_waiting += num_slots
+                self._rows_while_waiting += num_rows * num_steps
+                self._slots_while_waiting += num_slots * num_steps
 
     def record_first_token(self, seconds: float) -> None:
         """A sequence got its first token, this long after its submission."""
@@ -170,6 +176,7 @@ class Statistics:
                 prefill_s=self._prefill_s,
                 decode_s=self._decode_s,
                 steps=self._steps,
+                wasted_rows=self._wasted_rows,
                 occupancy=self._rows / self._slots if self._slots else None,
                 occupancy_while_waiting=(
                     self._rows_while_waiting / self._slots_while_waiting

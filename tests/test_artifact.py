@@ -15,6 +15,7 @@ import pytest
 
 from hgt_infer import Generator
 from hgt_infer.artifact import (
+    SAMPLER_FILE,
     is_artifact,
     new_artifact,
     read_artifact,
@@ -41,10 +42,16 @@ DEFAULTS = GenerationDefaults(
 )
 
 
+def write_files(folder: Path, model: bytes = b"graph") -> None:
+    """What an exporter writes before the metadata."""
+    (folder / "model.onnx").write_bytes(model)
+    (folder / SAMPLER_FILE).write_bytes(b"sampler")
+    (folder / "tokenizer.json").write_text("{}")
+
+
 def write(path: Path, *, external: bool = False, force: bool = False, content: bytes = b"graph") -> Path:
     with new_artifact(path, force=force) as folder:
-        (folder / "model.onnx").write_bytes(content)
-        (folder / "tokenizer.json").write_text("{}")
+        write_files(folder, content)
         if external:
             (folder / "model.onnx.data").write_bytes(b"weights")
         write_metadata(folder, CONFIG, "fp16", DEFAULTS)
@@ -67,6 +74,7 @@ def test_an_artifact_reads_as_it_was_written(folder: Path) -> None:
     assert (artifact.config, artifact.precision) == (CONFIG, "fp16")
     assert artifact.generation_defaults == DEFAULTS
     assert artifact.model_path == folder / "model.onnx"
+    assert artifact.sampler_path == folder / "sampler.onnx"
     assert artifact.tokenizer_path == folder / "tokenizer.json"
     assert artifact.config.head_size == 8
     verify_hashes(artifact)
@@ -76,8 +84,7 @@ def test_an_artifact_reads_as_it_was_written(folder: Path) -> None:
 def test_unlimited_lengths_and_no_eos_survive_the_file(tmp_path: Path) -> None:
     defaults = replace(DEFAULTS, max_length=None, min_new_tokens=0, eos_token_ids=(), prefix="")
     with new_artifact(tmp_path / "a") as folder:
-        (folder / "model.onnx").write_bytes(b"graph")
-        (folder / "tokenizer.json").write_text("{}")
+        write_files(folder)
         write_metadata(folder, CONFIG, "fp32", defaults)
     assert read_artifact(tmp_path / "a").generation_defaults == defaults
 
@@ -97,9 +104,9 @@ def test_a_folder_without_config_is_no_artifact(tmp_path: Path) -> None:
 CONFIG_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no marker": (lambda c: c.pop("format"), 'expected "format"'),
     "other format": (lambda c: c.update(format="onnx"), 'expected "format"'),
-    "earlier version": (lambda c: c.update(format_version=1), "format_version 2.*export.*again.*found 1"),
-    "later version": (lambda c: c.update(format_version=3), "format_version 2.*found 3"),
-    "no version": (lambda c: c.pop("format_version"), "format_version 2"),
+    "earlier version": (lambda c: c.update(format_version=2), "format_version 3.*export.*again.*found 2"),
+    "later version": (lambda c: c.update(format_version=4), "format_version 3.*found 4"),
+    "no version": (lambda c: c.pop("format_version"), "format_version 3"),
     "unknown key": (lambda c: c.update(auto_map={}), "auto_map"),
     "missing key": (lambda c: c.pop("precision"), "missing.*precision"),
     "unknown precision": (lambda c: c.update(precision="int4"), "precision.*int4"),
@@ -117,6 +124,8 @@ CONFIG_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "path upwards": (lambda c: c["files"].update({"../../etc/passwd": {}}), "passwd"),
     "absolute path": (lambda c: c["files"].update({"/etc/passwd": {}}), "passwd"),
     "file not listed": (lambda c: c["files"].pop("model.onnx"), "files model.onnx"),
+    "sampler not listed": (lambda c: c["files"].pop("sampler.onnx"), "files .*sampler.onnx"),
+    "unknown sampler": (lambda c: c["files"].update({"sampler-huge.onnx": {}}), "found.*sampler-huge"),
     "external data not listed": (lambda c: c["files"].pop("model.onnx.data"), "model.onnx.data to be listed"),
     "hash of another length": (lambda c: c["files"]["model.onnx"].update(sha256="00"), "64 hexadecimal"),
     "size is a text": (lambda c: c["files"]["model.onnx"].update(size_bytes="5"), "size_bytes"),
@@ -180,7 +189,7 @@ def test_zero_temperature_is_allowed_without_sampling(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "model.onnx.data", "tokenizer.json", "generation_config.json"]
+    "name", ["model.onnx", "model.onnx.data", SAMPLER_FILE, "tokenizer.json", "generation_config.json"]
 )
 def test_a_truncated_or_missing_file_is_refused(folder: Path, name: str) -> None:
     path = folder / name
@@ -194,7 +203,7 @@ def test_a_truncated_or_missing_file_is_refused(folder: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "model.onnx.data", "tokenizer.json", "generation_config.json"]
+    "name", ["model.onnx", "model.onnx.data", SAMPLER_FILE, "tokenizer.json", "generation_config.json"]
 )
 def test_a_changed_small_file_is_refused_at_once(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
@@ -214,7 +223,7 @@ def test_a_changed_large_file_is_found_by_verify_hashes_only(tmp_path: Path) -> 
         verify_hashes(artifact)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "sampler.onnx", "tokenizer.json", "config.json"])
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"
     (folder / name).rename(outside)
@@ -274,6 +283,17 @@ def test_a_graph_with_weights_in_another_file_is_refused(
     ) as error:
         Generator(exported, device="cpu")
     assert location[:100] in str(error.value)
+
+
+def test_a_sampler_with_weights_in_another_file_is_refused(exported: Path) -> None:
+    name = SAMPLER_FILE
+    model = onnx.load(exported / name)
+    tensor = model.graph.initializer.add(name="far", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="../outside.dat")
+    (exported / name).write_bytes(model.SerializeToString())
+    list_again(exported, name)
+    with pytest.raises(ModelFormatError, match=rf"{name}: expected weights in model\.onnx\.data alone"):
+        read_artifact(exported)
 
 
 def hide_location(folder: Path, graph: bytes, location: bytes) -> None:

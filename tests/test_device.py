@@ -1,123 +1,214 @@
-"""Devices: names, and the CUDA device's copies over a stand-in for the CUDA runtime in host memory."""
+"""Devices: their names, arrays and caches, the same on the CPU and on CUDA (over the fake)."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCudaDevice, FakeCudart
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, save
 
-from hgt_infer.device import CpuDevice, CudaArray, CudaDevice, open_device
-from hgt_infer.errors import DeviceUnavailableError, ParameterError
+from hgt_infer.cuda import CudaDevice
+from hgt_infer.device import CpuDevice, Device, open_devices
+from hgt_infer.errors import DeviceUnavailableError, ModelFormatError, ParameterError
 
-
-class HostCudart:
-    """The calls of the CUDA runtime that the device makes, done in host memory."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.status = status
-        self.num_synchronized = 0
-
-    def cudaMemcpy(self, target: Any, source: Any, num_bytes: Any, kind: int) -> int:  # noqa: N802
-        ctypes.memmove(target, source, num_bytes.value)
-        return self.status
-
-    def cudaMemset(self, target: Any, value: int, num_bytes: Any) -> int:  # noqa: N802
-        ctypes.memset(target, value, num_bytes.value)
-        return self.status
-
-    def cudaMemcpy2D(  # noqa: N802
-        self,
-        target: Any,
-        target_pitch: Any,
-        source: Any,
-        source_pitch: Any,
-        width: Any,
-        height: Any,
-        kind: int,
-    ) -> int:
-        for row in range(height.value):
-            ctypes.memmove(
-                target.value + row * target_pitch.value, source.value + row * source_pitch.value, width.value
-            )
-        return self.status
-
-    def cudaDeviceSynchronize(self) -> int:  # noqa: N802
-        self.num_synchronized += 1
-        return self.status
+CACHE_SHAPE = (4, 3, 2, 5, 4)  # 2 · layers, slots, heads, positions, head size
 
 
-class HostCudaDevice(CudaDevice):
-    """A CudaDevice whose memory is the host's."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.cudart = HostCudart(status)
-        self.device_id = 0
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        class Value:
-            memory = np.full(shape, 7, dtype)
-
-            def data_ptr(self) -> int:
-                return self.memory.ctypes.data
-
-        return Value()
+@pytest.fixture(params=["cpu", "late", "early", 7])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """The CPU, and a fake GPU of each pace."""
+    device: Device = CpuDevice() if request.param == "cpu" else FakeCudaDevice(pace=request.param)
+    yield device
+    device.close()
 
 
-@pytest.mark.parametrize("device", [CpuDevice(), HostCudaDevice()], ids=["cpu", "cuda"])
-def test_uploaded_rows_come_back_by_download(device: CpuDevice | HostCudaDevice) -> None:
+def test_uploaded_rows_come_back_by_download(device: Device) -> None:
     array = device.array((4, 3), np.float32)
     assert (array.host == 0).all()
     array.host[:] = np.arange(12).reshape(4, 3)
     array.upload(4)
-    if isinstance(array, CudaArray):
+    if isinstance(device, CudaDevice):
         array.host[:] = -1
     array.download(2)
     assert array.host[:2].tolist() == [[0, 1, 2], [3, 4, 5]]
-    if isinstance(array, CudaArray):
+    if isinstance(device, CudaDevice):
         assert (array.host[2:] == -1).all()
 
 
-def test_cuda_copies_the_same_prefix_as_the_cpu() -> None:
-    shape = (3, 2, 5, 4)  # slots, heads, positions, head size
-    values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    cpu = CpuDevice().cache_array(shape, np.float16)
-    cuda = HostCudaDevice().cache_array(shape, np.float16)
-    assert (cuda.value.memory == 0).all()
-    assert cuda.host.size == 0
-    for memory in (cpu.host, cuda.value.memory):
+def test_rows_in_the_middle_are_uploaded_alone(device: Device) -> None:
+    array = device.array((4,), np.int64)
+    array.host[:] = 5
+    array.upload(3, first_row=1)
+    if isinstance(device, CudaDevice):
+        array.download(4)
+        assert array.host.tolist() == [0, 5, 5, 0]
+    array.upload(2, first_row=2)  # none: nothing happens
+    array.download(0)
+
+
+def test_a_cache_copies_a_prefix_in_every_array_and_head_by_one_call(device: Device) -> None:
+    cache = device.cache(CACHE_SHAPE, np.float16)
+    memory = view(cache.address, CACHE_SHAPE, np.float16)
+    with device.at_work():
+        device.synchronize()
+        assert (memory == 0).all()
+        values = np.random.default_rng(0).normal(size=CACHE_SHAPE).astype(np.float16)
         memory[:] = values
-    for array in (cpu, cuda):
-        array.copy_prefix(source=2, target=0, length=3)
-    assert (cpu.host == cuda.value.memory).all()
-    assert (cpu.host[0, :, :3] == values[2, :, :3]).all()
-    assert (cpu.host[0, :, 3:] == values[0, :, 3:]).all()
+        if isinstance(device, FakeCudaDevice):
+            device.cudart.calls.clear()
+        cache.copy_prefix(2, 0, 3)
+        if isinstance(device, FakeCudaDevice):
+            assert device.cudart.calls == ["cudaMemcpy3DAsync"]
+        device.synchronize()
+    values[:, 0, :, :3] = values[:, 2, :, :3]
+    assert (memory == values).all()
 
 
-def test_an_error_of_the_cuda_runtime_is_raised() -> None:
-    with pytest.raises(RuntimeError, match="CUDA error 700"):
-        HostCudaDevice(status=700).array((2,), np.int64)
+def test_copies_of_two_prefixes_in_a_row_do_not_share_their_parameters(device: Device) -> None:
+    cache = device.cache(CACHE_SHAPE, np.float32)
+    memory = view(cache.address, CACHE_SHAPE, np.float32)
+    with device.at_work():
+        device.synchronize()
+        memory[:] = np.arange(3).reshape(3, 1, 1, 1)
+        cache.copy_prefix(1, 0, 2)
+        cache.copy_prefix(2, 1, 4)
+        device.synchronize()
+    assert memory[3, :, 1, :, 0].tolist() == [[1, 1, 0, 0, 0], [2, 2, 2, 2, 1], [2, 2, 2, 2, 2]]
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "CPU", "", "cuda:0 ", 3])
+def test_sections_of_work_can_be_nested(device: Device) -> None:
+    with device.at_work(), device.at_work():
+        device.synchronize()
+
+
+def test_closing_twice_is_closing_once(device: Device) -> None:
+    device.array((2,), np.float32)
+    device.close()
+    device.close()
+
+
+def test_pages_of_a_cpu_cache_that_nothing_reached_are_not_resident() -> None:
+    shape = (2, 64, 12, 1024, 64)  # 384 MiB
+    before = resident_bytes()
+    cache = CpuDevice().cache(shape, np.float32)
+    assert view(cache.address, shape, np.float32)[1, 63, 11, 0, 0] == 0
+    assert resident_bytes() - before < 32 << 20
+
+
+def test_a_file_that_is_no_graph_is_named(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(ModelFormatError, match=r"model\.onnx: ONNX Runtime cannot load it"):
+        device.open_session(path)
+
+
+def test_a_session_of_the_cpu_runs(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "negation",
+        [value("x", TensorProto.FLOAT, [2])],
+        [value("y", TensorProto.FLOAT, [2])],
+    )
+    path = tmp_path / "model.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    session = CpuDevice().open_session(path, memory_limit=1)  # which is a GPU's
+    assert session.run(None, {"x": np.array([1, -2], np.float32)})[0].tolist() == [-1, 2]
+
+
+# Names.
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "CPU", "", "cuda:0 ", 3, ["cpu", 3], ["auto"]])
 def test_an_unknown_device_is_named(name: Any) -> None:
     with pytest.raises(ParameterError, match="device must be"):
-        open_device(name)
+        open_devices(name)
 
 
-def test_a_gpu_beyond_those_that_the_driver_shows_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgt_infer.device.count_cuda_devices", lambda: 2)
-    with pytest.raises(DeviceUnavailableError, match=r"'cuda:2'.*shows 2"):
-        open_device("cuda:2")
+@pytest.mark.parametrize("names", [[], (), None, {"cpu"}])
+def test_what_is_no_list_of_names_is_refused(names: Any) -> None:
+    with pytest.raises(ParameterError, match="a name or a list of at least one"):
+        open_devices(names)
 
 
-def test_a_missing_cuda_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise OSError(f"{name}: cannot open shared object file")
+def test_devices_of_two_kinds_are_refused() -> None:
+    with pytest.raises(ParameterError, match="of one kind"):
+        open_devices(["cpu", "cuda"])
 
+
+@pytest.mark.parametrize("names", [["cuda", "cuda:0"], ["cuda:1", "cuda:0", "cuda:1"]])
+def test_a_gpu_can_be_named_once(names: list[str]) -> None:
+    with pytest.raises(ParameterError, match="a GPU can be named once"):
+        open_devices(names)
+
+
+def test_the_cpu_can_be_named_several_times() -> None:
+    assert [device.kind for device in open_devices(("cpu", "cpu", "cpu"))] == ["cpu"] * 3
+
+
+def fake_gpus(monkeypatch: pytest.MonkeyPatch, num_devices: int) -> list[FakeCudart]:
+    """Let load_cuda find so many GPUs; the stand-ins that it gave."""
+    given: list[FakeCudart] = []
+
+    def load_cuda(device_id: int) -> FakeCudart:
+        if device_id >= num_devices:
+            raise DeviceUnavailableError(f"no GPU {device_id}")
+        given.append(FakeCudart(device_id, total_bytes=1 << 20))
+        return given[-1]
+
+    monkeypatch.setattr("hgt_infer.cuda.load_cuda", load_cuda)
+    monkeypatch.setattr("hgt_infer.device.count_cuda_devices", lambda: num_devices)
+    return given
+
+
+def test_gpus_are_opened_in_the_order_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpus(monkeypatch, 3)
+    opened = open_devices(["cuda:2", "cuda:0"])
+    assert [(device.name, device.kind, device.device_id) for device in opened] == [
+        ("cuda:2", "cuda", 2),
+        ("cuda:0", "cuda", 0),
+    ]
+    assert [device.name for device in open_devices("cuda")] == ["cuda:0"]
+
+
+def test_where_one_gpu_fails_those_opened_before_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = fake_gpus(monkeypatch, 1)
+    with pytest.raises(DeviceUnavailableError, match="no GPU 1"):
+        open_devices(["cuda:0", "cuda:1"])
+    assert "cudaStreamDestroy" in given[0].calls
+
+
+@pytest.mark.parametrize(("num_gpus", "name"), [(0, "cpu"), (2, "cuda:0")])
+def test_auto_takes_the_first_gpu_or_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, name: str
+) -> None:
+    fake_gpus(monkeypatch, num_gpus)
+    assert [device.name for device in open_devices("auto")] == [name]
+
+
+def test_auto_says_why_it_does_not_take_a_gpu_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_gpus(monkeypatch, 0)
     monkeypatch.setattr("hgt_infer.device.count_cuda_devices", lambda: 1)
-    monkeypatch.setattr("hgt_infer.device.ctypes.CDLL", missing)
-    monkeypatch.setattr("hgt_infer.device.ort.preload_dlls", lambda: None)
-    with pytest.raises(DeviceUnavailableError, match=r"libcudart.so.13.*hgt-infer\[cuda\]"):
-        open_device("cuda")
+    with caplog.at_level(logging.WARNING):
+        assert open_devices("auto")[0].kind == "cpu"
+    assert "there is a GPU: no GPU 0" in caplog.text
+
+
+def view(address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Memory at an address, as an array."""
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype).reshape(shape)
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler import CacheModel
+from test_scheduler import CacheModel, sampled
 
 from hgt_infer.calls import run
-from hgt_infer.engine import Engine
+from hgt_infer.engine import Engine, Lane
 from hgt_infer.errors import EngineError, QueueFullError
 from hgt_infer.output_text import OutputText
 from hgt_infer.outputs import Delta
-from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
+from hgt_infer.scheduler import Batch, BatchOutput, Line, Scheduler
 from hgt_infer.sequence import Request, Sequence, SequenceParams
 
 TIMEOUT_S = 60  # of what would otherwise hang for ever
@@ -40,12 +40,29 @@ class CountingRunner:
     def __init__(self, num_slots: int = 2) -> None:
         self.cache = CacheModel(num_slots)
         self.batches: list[Batch] = []
+        self.output = BatchOutput()
+        self.num_warmups = 0
+        self.is_closed = False
         self.error: BaseException | None = None
         self.row_errors: Callable[[Sequence], Exception | None] = lambda sequence: None
         self.gate = threading.Event()
         self.gate.set()
         self.at_gate = threading.Event()
         self.thread: threading.Thread | None = None
+
+    max_in_flight = 1
+
+    def launch(self, batch: Batch) -> None:
+        self.output = self.run(batch)
+
+    def collect(self) -> BatchOutput:
+        return self.output
+
+    def warmup(self) -> None:
+        self.num_warmups += 1
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def run(self, batch: Batch) -> BatchOutput:
         assert self.thread in (None, threading.current_thread()), "two threads run batches"
@@ -57,14 +74,43 @@ class CountingRunner:
         self.batches.append(batch)
         if self.error is not None:
             raise self.error
-        output = self.cache.run(batch)
-        output.token_ids = [len(s.prompt_token_ids) + len(s.output_token_ids) for s in batch.sequences]
+        self.cache.run(batch)
+        output = sampled(batch, [len(s.prompt_token_ids) + len(s.output_token_ids) for s in batch.sequences])
         output.errors = [(s, e) for s in batch.sequences if (e := self.row_errors(s)) is not None]
         return output
 
     def wait_at_gate(self) -> None:
         """Wait until a run is held by the gate, which was closed by gate.clear()."""
         assert self.at_gate.wait(TIMEOUT_S)
+
+
+class LateRunner:
+    """As CountingRunner, but its tokens are seen late: rows go on by themselves, also behind their end."""
+
+    max_in_flight = 2
+
+    def __init__(self, num_steps: int = 2) -> None:
+        self.num_steps = num_steps
+        self.launched: list[BatchOutput] = []
+        self.num_drawn: dict[Sequence, int] = {}
+
+    def launch(self, batch: Batch) -> None:
+        assert len(self.launched) < self.max_in_flight
+        output = BatchOutput(num_steps=self.num_steps)
+        if not batch.is_prefill:
+            for sequence in batch.sequences:
+                first = len(sequence.prompt_token_ids) + self.num_drawn.get(sequence, 0)
+                output.new_tokens.append((sequence, list(range(first, first + self.num_steps))))
+                self.num_drawn[sequence] = self.num_drawn.get(sequence, 0) + self.num_steps
+                output.num_sampled += self.num_steps
+        self.launched.append(output)
+
+    def collect(self) -> BatchOutput:
+        return self.launched.pop(0)
+
+    def warmup(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -74,7 +120,7 @@ def runner() -> CountingRunner:
 
 @pytest.fixture
 def engine(runner: CountingRunner) -> Iterator[Engine]:
-    engine = Engine(runner, Scheduler(2), max_queued_sequences=8)
+    engine = Engine([Lane(runner, Scheduler(2))], max_queued_sequences=8)
     yield engine
     runner.gate.set()
     engine.close()
@@ -272,7 +318,7 @@ def test_closing_ends_waiting_and_later_calls_with_an_error(engine: Engine, runn
 
 
 def test_an_engine_that_is_let_go_of_after_its_end_is_freed() -> None:
-    engine = Engine(CountingRunner(), Scheduler(2), max_queued_sequences=8)
+    engine = Engine([Lane(CountingRunner(), Scheduler(2))], max_queued_sequences=8)
     finish(engine, make((1,)))
     reference = weakref.ref(engine)
     engine.close()
@@ -302,7 +348,7 @@ def test_use_in_a_forked_process_is_an_error_there_and_nothing_hangs() -> None:
 import os, sys
 from test_engine import *
 runner = CountingRunner()
-engine = Engine(runner, Scheduler(2), max_queued_sequences=8)
+engine = Engine([Lane(runner, Scheduler(2))], max_queued_sequences=8)
 finish(engine, make((1,)))
 pid = os.fork()
 if pid == 0:
@@ -326,12 +372,26 @@ engine.close()
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 2**32), num_slots=st.integers(1, 5), num_threads=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 2**32),
+    num_slots=st.integers(1, 5),
+    num_threads=st.integers(1, 6),
+    num_devices=st.integers(1, 3),
+    is_late=st.booleans(),
+)
 def test_any_mix_of_calls_ends_with_every_result_and_an_idle_engine(
-    seed: int, num_slots: int, num_threads: int
+    seed: int, num_slots: int, num_threads: int, num_devices: int, is_late: bool
 ) -> None:
     """Threads that submit, feed, cancel and give up at random over one engine."""
-    engine = Engine(CountingRunner(num_slots), Scheduler(num_slots), max_queued_sequences=10)
+    line = Line()
+    lanes = [
+        Lane(
+            LateRunner(num_steps=1 + seed % 3) if is_late else CountingRunner(num_slots),
+            Scheduler(num_slots, line, closes_gaps=not is_late),
+        )
+        for _ in range(num_devices)
+    ]
+    engine = Engine(lanes, max_queued_sequences=10)
     failures: list[BaseException] = []
 
     def work(rng: random.Random) -> None:
@@ -372,4 +432,82 @@ def test_any_mix_of_calls_ends_with_every_result_and_an_idle_engine(
     finish(engine, make((1,)))  # what was cancelled before is gone by now
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
+    engine.close()
+
+
+def test_devices_share_one_queue() -> None:
+    runners, line = [CountingRunner(), CountingRunner()], Line()
+    engine = Engine([Lane(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    for runner in runners:
+        runner.gate.clear()
+    _, events = submit(engine, *(make((i,)) for i in range(8)))
+    for runner in runners:
+        runner.wait_at_gate()  # each has taken two
+    assert (engine.stats().running, engine.stats().waiting) == (4, 4)
+    for runner in runners:
+        runner.gate.set()
+    finished = [events.get(timeout=TIMEOUT_S) for _ in range(8)]
+    assert all(s.output_token_ids == expected_output(s) for s in finished)
+    assert all(runner.batches for runner in runners)
+    engine.close()
+
+
+def test_cancelling_frees_the_slots_of_every_device() -> None:
+    line = Line()
+    lanes = [Lane(CountingRunner(), Scheduler(2, line)) for _ in range(2)]
+    engine = Engine(lanes, max_queued_sequences=8)
+    endless, _ = submit(engine, *(make((i,), max_tokens=10**6) for i in range(5)))
+    while engine.stats().running < 4:
+        time.sleep(0.001)
+    engine.cancel(endless)
+    finish(engine, *(make((1,)) for _ in range(4)))
+    while engine.stats().running:
+        time.sleep(0.001)
+    assert engine.stats().cancelled == 5
+    engine.close()
+
+
+def test_a_device_that_fails_ends_the_calls_of_all() -> None:
+    runners, line = [CountingRunner(), CountingRunner()], Line()
+    engine = Engine([Lane(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    queues = [submit(engine, make((i,), max_tokens=10**6))[1] for i in range(6)]
+    while engine.stats().running < 4:
+        time.sleep(0.001)
+    runners[1].error = RuntimeError("illegal memory access")
+    for queue in queues:
+        error = queue.get(timeout=TIMEOUT_S)
+        assert isinstance(error, EngineError)
+        assert "illegal memory access" in str(error)
+    engine.close()
+    assert all(runner.is_closed for runner in runners)
+
+
+def test_warming_up_is_done_on_every_device_and_waited_for() -> None:
+    runners, line = [CountingRunner(), CountingRunner()], Line()
+    engine = Engine([Lane(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    engine.warmup()
+    assert [runner.num_warmups for runner in runners] == [1, 1]
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.warmup()
+
+
+def test_a_warm_up_that_fails_is_an_error_of_its_caller(engine: Engine, runner: CountingRunner) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    runner.warmup = fail  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="the device failed: out of memory"):
+        engine.warmup()
+
+
+def test_a_sequence_whose_tokens_are_seen_late_ends_where_it_should() -> None:
+    lane = Lane(LateRunner(num_steps=3), Scheduler(2, closes_gaps=False))
+    engine = Engine([lane], max_queued_sequences=8)
+    sequences = [make((9,) * (1 + i % 3), max_tokens=1 + i) for i in range(12)]
+    assert len(finish(engine, *sequences)) == 12
+    for sequence in sequences:
+        assert sequence.output_token_ids == expected_output(sequence)
+    while lane.in_flight:
+        time.sleep(0.001)  # what is in flight behind the last end is collected too
     engine.close()

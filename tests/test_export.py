@@ -39,15 +39,20 @@ def test_logits_equal_transformers_on_random_and_ragged_batches(
         for i, n in enumerate(lengths)
     ]
     runner = ModelRunner(source, CpuDevice(), num_slots=20, max_length=400)
+
+    def run(batch: Batch) -> None:
+        runner.launch(batch)
+        runner.collect()
+
     for slot, sequence in enumerate(sequences):
         while sequence.num_prompt_left:
             num_tokens = min(sequence.num_prompt_left, MAX_PREFILL_TOKENS)
-            runner.run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[]))
+            run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[]))
             sequence.num_computed += num_tokens
         runner.cache.copy(slot + first_slot, slot, sequence.num_computed)
         sequence.slot = slot
     for step in range(12):
-        runner.run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=sequences if step == 0 else []))
+        run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=sequences if step == 0 else []))
         for row, sequence in enumerate(sequences):
             text = [*sequence.prompt_token_ids, *sequence.output_token_ids]
             with torch.inference_mode():
@@ -104,7 +109,7 @@ def test_an_untied_head_is_exported(tmp_path: Path) -> None:
     export_checkpoint(folder, tmp_path / "artifact", references=["numpy", "transformers"])
 
 
-def test_the_fp16_graph_holds_fp16_weights_and_caches_but_samples_in_fp32(
+def test_the_fp16_graph_holds_fp16_weights_and_caches_but_gives_logits_in_fp32(
     tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -114,7 +119,7 @@ def test_the_fp16_graph_holds_fp16_weights_and_caches_but_samples_in_fp32(
         value.name: value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]
     }
     assert types["past_key.0"] == types["present_value.1"] == onnx.TensorProto.FLOAT16
-    assert types["logits"] == types["temperature"] == onnx.TensorProto.FLOAT
+    assert types["logits"] == onnx.TensorProto.FLOAT
     weights = {
         w.name: w.data_type for w in model.graph.initializer if ".weight" in w.name or ".bias" in w.name
     }
@@ -128,7 +133,7 @@ def test_a_weight_beyond_fp16_is_refused_by_name() -> None:
 
 
 def test_every_node_of_a_layer_is_fused(artifact: Path) -> None:
-    """Eight nodes a layer and no more: what a captured graph launches."""
+    """Nine nodes a layer and no more: what a captured graph launches."""
     model = onnx.load(read_artifact(artifact).model_path, load_external_data=False)
     layer = [node.op_type for node in model.graph.node if node.name.startswith("h.0/")]
     assert layer == [

@@ -133,14 +133,14 @@ def test_the_seed_that_was_drawn_reproduces_the_output(generator: Generator) -> 
 
 
 def test_more_samples_than_slots_share_few_prefills(generator: Generator) -> None:
-    runner = generator._engine._runner
+    runner: Any = generator._engine._lanes[0].runner
     batches = []
-    original = runner.run
-    runner.run = lambda batch: batches.append(batch) or original(batch)  # type: ignore
+    original = runner.launch
+    runner.launch = lambda batch: batches.append(batch) or original(batch)
     try:
         output = generator.generate(random_text(0, 40), replace(SAMPLING[0], n=50))[0]
     finally:
-        runner.run = original  # type: ignore[method-assign]
+        runner.launch = original
     assert len(output.completions) == 50
     assert sum(batch.is_prefill for batch in batches) == 1
 
@@ -212,14 +212,14 @@ def test_progress_counts_samples(generator: Generator, capsys: pytest.CaptureFix
     ],
 )
 def test_bad_arguments_raise_before_anything_runs(generator: Generator, call: Any) -> None:
-    runner = generator._engine._runner
-    original = runner.run
-    runner.run = lambda batch: pytest.fail("something ran")  # type: ignore
+    runner: Any = generator._engine._lanes[0].runner
+    original = runner.launch
+    runner.launch = lambda batch: pytest.fail("something ran")
     try:
         with pytest.raises((ParameterError, PromptError)):
             call(generator)
     finally:
-        runner.run = original  # type: ignore[method-assign]
+        runner.launch = original
 
 
 def test_an_unknown_option_is_a_type_error(generator: Generator) -> None:
@@ -250,7 +250,7 @@ def test_a_bad_construction_argument_is_named(artifact: Path, options: dict[str,
 
 @pytest.mark.skipif(count_cuda_devices() > 0, reason="this machine has a GPU")
 def test_cuda_on_a_machine_without_it_is_an_error(artifact: Path) -> None:
-    with pytest.raises(DeviceUnavailableError, match="the driver shows 0"):
+    with pytest.raises(DeviceUnavailableError, match=r"no NVIDIA driver|the driver shows 0"):
         Generator(artifact, device="cuda")
 
 
@@ -261,7 +261,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(
     with caplog.at_level("INFO"):
         Generator(artifact)
     assert "device='auto' took cpu" in caplog.text
-    assert "CPUExecutionProvider in fp32: 16 slots of 1100 positions" in caplog.text
+    assert "cpu in fp32: 16 slots of 1100 positions" in caplog.text
 
 
 def test_a_missing_model_and_a_folder_that_is_none_are_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tokenizers
 from hub_stand_in import serve
 
 from hgt_infer.artifact import (
+    SAMPLER_FILE,
     Artifact,
     GenerationDefaults,
     ModelConfig,
@@ -83,6 +84,7 @@ class FakeExporter(types.ModuleType):
                 os._exit(9)
             if os.environ.get("FAKE_EXPORT") == "slow":
                 time.sleep(0.5)
+            (folder / SAMPLER_FILE).write_bytes(b"sampler")
             (folder / "tokenizer.json").write_text("{}")
             write_metadata(folder, CONFIG, precision, DEFAULTS)
         return read_artifact(output)

@@ -1,4 +1,4 @@
-"""The sampler's nodes alone, fed with logits: what it draws follows the exact distribution."""
+"""The sampler, fed with logits: what it draws follows the exact distribution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 from scipy import stats
 from transformers import (
     LogitsProcessorList,
@@ -25,7 +24,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hgt_infer.export.sampling_graph import SamplingInputs, sample
+from hgt_infer.export.sampling_graph import build_sampler
 from hgt_infer.sampling import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
 
 ROWS_PER_RUN = 250
@@ -50,33 +49,10 @@ Array = NDArray[Any]
 
 
 class Sampler:
-    """A session of the sampler's nodes for one vocabulary."""
+    """A session of the sampler for one vocabulary."""
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...] = ()) -> None:
-        graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sampler")
-        builder = GraphBuilder(graph)
-        logits = builder.input("logits", ir.DataType.FLOAT, ["batch", vocab_size])
-        rows = {
-            name: builder.input(name, ir.DataType[dtype], ["batch", width])
-            for name, dtype, width in [
-                ("temperature", "FLOAT", 1),
-                ("top_k", "INT64", 1),
-                ("top_p", "FLOAT", 1),
-                ("min_p", "FLOAT", 1),
-                ("too_short", "BOOL", 1),
-                ("uniforms", "FLOAT", GRAPH_UNIFORMS),
-                ("is_adjusted", "BOOL", 1),
-                ("logit_bias", "FLOAT", vocab_size),
-                ("repetition_penalty", "FLOAT", vocab_size),
-            ]
-        }
-        outputs = sample(
-            builder, logits, SamplingInputs(**rows), vocab_size=vocab_size, eos_token_ids=eos_token_ids
-        )
-        for value, name, dtype in zip(outputs, ("token_ids", "unresolved"), ("INT64", "BOOL"), strict=True):
-            value.type = ir.TensorType(ir.DataType[dtype])
-            builder.add_output(value, name)
-        model = ir.Model(graph, ir_version=10)
+        model = build_sampler(vocab_size=vocab_size, eos_token_ids=eos_token_ids)
         self.session = ort.InferenceSession(
             ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -98,7 +74,7 @@ class Sampler:
         """Logits [B, V], or [V] of all rows; each setting is one value or that of each row."""
 
         def column(value: Any, dtype: type) -> Array:
-            return np.array(np.broadcast_to(value, num_rows), dtype)[:, None]
+            return np.array(np.broadcast_to(value, num_rows), dtype)
 
         def whole(value: Any) -> Array:
             return np.array(np.broadcast_to(value, (num_rows, np.shape(logits)[-1])), np.float32)
@@ -112,7 +88,8 @@ class Sampler:
             "top_k": column(top_k, np.int64),
             "top_p": np.where(column(top_p, np.float32) < 1, column(top_p, np.float32), np.float32(2)),
             "min_p": column(min_p, np.float32),
-            "too_short": column(too_short, np.bool_),
+            "seqlens_k": np.full(num_rows, 9, np.int32),
+            "min_length": np.where(column(too_short, np.bool_), 11, 10).astype(np.int32),
             "is_adjusted": column(is_adjusted, np.bool_),
             "logit_bias": whole(logit_bias) if adjusted else unread,
             "repetition_penalty": whole(repetition_penalty) if adjusted else unread,
@@ -398,6 +375,19 @@ def test_suppressing_end_of_text_leaves_k_other_tokens() -> None:
     logits = np.array([5.0, 4.0, 3.0, 2.0, 1.0], np.float32)
     token_ids, _ = sampler_of(5, (0,))(logits, uniforms(2000, 5), top_k=2, too_short=True)
     assert set(token_ids.tolist()) == {1, 2}
+
+
+def test_end_of_text_is_suppressed_by_each_rows_own_length() -> None:
+    sampler = sampler_of(1000, (999,))
+    logits = np.zeros(1000, np.float32)
+    logits[999] = 9
+    inputs = sampler.inputs(6, logits, top_k=1)
+    inputs["min_length"] = np.full(6, 10, np.int32)
+    inputs["seqlens_k"] = np.arange(6, 12, dtype=np.int32)  # 10 tokens are there at position 9
+    token_ids, _ = sampler.run(
+        inputs | {"logits": inputs["logits"] + np.arange(1000, dtype=np.float32) / 2000}, uniforms(6)
+    )
+    assert token_ids.tolist() == [998] * 3 + [999] * 3
 
 
 @pytest.mark.parametrize("uniform", [0.0, LARGEST_UNIFORM])

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgt_infer.scheduler import MAX_FED_TOKENS, MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy, Scheduler
+from hgt_infer.scheduler import MAX_FED_TOKENS, MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy, Line, Scheduler
 from hgt_infer.sequence import Request, Sequence, SequenceParams
 
 EOS = 99
@@ -24,7 +24,7 @@ def make(prompt: tuple[int, ...], max_tokens: int = 3, index: int = 0, **params:
 def add(scheduler: Scheduler, *sequences: Sequence) -> Request:
     """Submit sequences as one call."""
     request = Request(lambda event: None)
-    scheduler.add(request, sequences)
+    scheduler.line.add(request, sequences)
     return request
 
 
@@ -60,21 +60,37 @@ class CacheModel:
                 assert first == 0
                 assert sequence.next_input_id == tokens_of(sequence)[sequence.num_computed]
             self.slots[sequence.slot] = tokens_of(sequence)[:stop]
-        return BatchOutput([token_id] * len(batch.sequences))
+        return sampled(batch, [token_id] * len(batch.sequences))
+
+
+def sampled(batch: Batch, token_ids: list[int]) -> BatchOutput:
+    """What a runner returns that samples these: nothing for a row whose prompt goes on."""
+    if batch.is_prefill:
+        return BatchOutput()
+    new_tokens = [
+        (sequence, [token_id] if sequence.num_computed + 1 >= len(sequence.prompt_token_ids) else [])
+        for sequence, token_id in zip(batch.sequences, token_ids, strict=True)
+    ]
+    return BatchOutput(new_tokens, num_sampled=sum(len(ids) for _, ids in new_tokens))
+
+
+def schedule(scheduler: Scheduler) -> Batch:
+    batch = scheduler.schedule()
+    assert batch is not None
+    return batch
 
 
 def run_to_end(scheduler: Scheduler) -> list[Batch]:
     cache, batches = CacheModel(scheduler.num_slots), []
-    while scheduler.has_unfinished:
-        batch = scheduler.schedule()
+    while (batch := scheduler.schedule()) is not None:
         batches.append(batch)
         scheduler.update(batch, cache.run(batch))
     return batches
 
 
 def step(scheduler: Scheduler, *token_ids: int) -> Batch:
-    batch = scheduler.schedule()
-    scheduler.update(batch, BatchOutput(list(token_ids)))
+    batch = schedule(scheduler)
+    scheduler.update(batch, sampled(batch, list(token_ids)))
     return batch
 
 
@@ -86,10 +102,10 @@ def test_a_short_prompt_is_fed_token_by_token_beside_running_sequences() -> None
     add(scheduler, rider)
     fed = []
     for _ in range(3):
-        batch = scheduler.schedule()
+        batch = schedule(scheduler)
         assert not batch.is_prefill
         fed.append(rider.next_input_id)
-        scheduler.update(batch, BatchOutput([8, 8]))
+        scheduler.update(batch, sampled(batch, [8, 8]))
     assert fed == [4, 5, 6]
     assert rider.output_token_ids == [8]  # what was sampled while it fed its prompt is dropped
     assert running.output_token_ids == [7, 8, 8, 8]
@@ -107,10 +123,10 @@ def test_how_a_prompt_is_computed_depends_on_the_prompt_alone() -> None:
             add(scheduler, sequence)
             prefills = []
             while not sequence.output_token_ids:
-                batch = scheduler.schedule()
+                batch = schedule(scheduler)
                 if batch.is_prefill:
                     prefills.append(batch.num_tokens)
-                scheduler.update(batch, BatchOutput([1] * len(batch.sequences)))
+                scheduler.update(batch, sampled(batch, [1] * len(batch.sequences)))
             assert prefills == {LONG: [LONG - 1], 300: [256, 43]}.get(length, [])
 
 
@@ -132,10 +148,10 @@ def test_a_freed_slot_goes_to_the_next_waiting_sequence() -> None:
     scheduler = Scheduler(num_slots=1)
     first, second = make((1,), max_tokens=1), make((2,), max_tokens=1)
     add(scheduler, first, second)
-    batch = scheduler.schedule()
-    assert scheduler.update(batch, BatchOutput([5])) == [first]
+    batch = schedule(scheduler)
+    assert scheduler.update(batch, sampled(batch, [5])) == [first]
     assert first.slot is None
-    assert scheduler.schedule().sequences == [second]
+    assert schedule(scheduler).sequences == [second]
     assert second.slot == 0
 
 
@@ -148,8 +164,7 @@ def test_calls_take_turns_a_sequence_each() -> None:
         add(scheduler, single)
     order = []
     while not all(single.finish_reason for single in singles):
-        order += scheduler.schedule().sequences
-        scheduler.update(Batch(scheduler.running[:], 1, False, [], []), BatchOutput([5] * 2))
+        order += step(scheduler, 5, 5).sequences
     # The large call was first in line, so it has the first turn, and none between the singles.
     assert [sequence.prompt_token_ids[0] for sequence in order] == [1, 10, 11, 12]
 
@@ -158,8 +173,8 @@ def test_a_call_that_is_given_more_sequences_keeps_its_place_in_line() -> None:
     scheduler = Scheduler(num_slots=1)
     first, second = Request(lambda event: None), Request(lambda event: None)
     for request, token_id in ((first, 1), (second, 2), (first, 3)):
-        scheduler.add(request, [make((token_id,), max_tokens=1)])
-    assert scheduler.num_waiting == 3
+        scheduler.line.add(request, [make((token_id,), max_tokens=1)])
+    assert scheduler.line.num_waiting == 3
     order = [batch.sequences[0].prompt_token_ids[0] for batch in run_to_end(scheduler)]
     assert order == [1, 2, 3]
 
@@ -188,25 +203,25 @@ def test_a_prompt_is_copied_from_a_slot_whose_sequence_has_ended() -> None:
     scheduler = Scheduler(num_slots=3)
     prompt = (1,) * 50
     add(scheduler, make((5,), max_tokens=99), make(prompt, max_tokens=1))
-    batches = [scheduler.schedule()]
-    scheduler.update(batches[0], BatchOutput([]))
+    batches = [schedule(scheduler)]
+    scheduler.update(batches[0], BatchOutput())
     step(scheduler, 5, 5)
     add(scheduler, make((6,), max_tokens=99), make(prompt, max_tokens=1))
-    batch = scheduler.schedule()  # the first one takes the slot that held the prompt
+    batch = schedule(scheduler)  # the first one takes the slot that held the prompt
     assert batch.is_prefill
-    scheduler.update(batch, BatchOutput([]))
+    scheduler.update(batch, BatchOutput())
     step(scheduler, 5, 5, 5)
     add(scheduler, make(prompt))
-    assert scheduler.schedule().copies == []
+    assert schedule(scheduler).copies == []
 
 
 def test_a_sequence_that_reports_its_prompt_computes_it_itself() -> None:
     scheduler = Scheduler(num_slots=2)
     prompt = (1,) * 50
     add(scheduler, make(prompt, max_tokens=50))
-    scheduler.update(scheduler.schedule(), BatchOutput([]))
+    scheduler.update(schedule(scheduler), BatchOutput())
     add(scheduler, make(prompt, prompt_logprobs=0))
-    batch = scheduler.schedule()
+    batch = schedule(scheduler)
     assert batch.is_prefill
     assert batch.copies == []
 
@@ -227,7 +242,7 @@ def test_the_last_sequence_moves_into_the_gap_that_another_leaves() -> None:
     sequences = [make((1,), max_tokens=1), make((2,)), make((3,))]
     add(scheduler, *sequences)
     step(scheduler, 5, 5, 5)
-    batch = scheduler.schedule()
+    batch = schedule(scheduler)
     assert batch.sequences == [sequences[2], sequences[1]]
     assert batch.copies == [Copy(source=2, target=0, length=1)]
 
@@ -238,7 +253,82 @@ def test_no_sequence_that_ends_is_moved_first() -> None:
     sequences = [make((i,), max_tokens=max_tokens) for i, max_tokens in enumerate(ends)]
     add(scheduler, *sequences)
     step(scheduler, 5, 5, 5, 5)
-    assert scheduler.schedule().copies == [Copy(source=1, target=0, length=1)]
+    assert schedule(scheduler).copies == [Copy(source=1, target=0, length=1)]
+
+
+def test_a_waiting_sequence_fills_a_gap_and_nobody_moves() -> None:
+    scheduler = Scheduler(num_slots=3)
+    sequences = [make((1,), max_tokens=1), make((2,)), make((3,)), make((4,))]
+    add(scheduler, *sequences)
+    step(scheduler, 5, 5, 5)
+    batch = schedule(scheduler)
+    assert batch.sequences == [sequences[3], sequences[1], sequences[2]]
+    assert (batch.copies, batch.admitted) == ([], [sequences[3]])
+
+
+def test_gaps_stay_where_sequences_do_not_move() -> None:
+    scheduler = Scheduler(num_slots=4, closes_gaps=False)
+    sequences = [make((i,), max_tokens=max_tokens) for i, max_tokens in enumerate((9, 1, 1, 9))]
+    add(scheduler, *sequences)
+    step(scheduler, 5, 5, 5, 5)
+    batch = schedule(scheduler)
+    assert [s.slot for s in batch.sequences] == [0, 3]
+    assert (batch.copies, sorted(batch.released)) == ([], [1, 2])
+    other = make((7,))
+    add(scheduler, other)
+    assert schedule(scheduler).released == []
+    assert other.slot == 1
+
+
+def test_a_slot_that_is_given_on_at_once_is_not_released() -> None:
+    scheduler = Scheduler(num_slots=2, closes_gaps=False)
+    add(scheduler, make((1,), max_tokens=1), make((2,), max_tokens=1), make((3,)))
+    step(scheduler, 5, 5)
+    assert schedule(scheduler).released == [1]
+
+
+def test_prompts_are_prefilled_one_by_one_where_they_must_not_share_a_run() -> None:
+    scheduler = Scheduler(num_slots=4, shares_prefills=False)
+    add(scheduler, *(make((i,) * 20) for i in range(3)))
+    assert [len(b.sequences) for b in run_to_end(scheduler) if b.is_prefill] == [1, 1, 1]
+
+
+def test_a_prompt_that_is_scored_is_prefilled_however_short() -> None:
+    scheduler = Scheduler(num_slots=2)
+    add(scheduler, make((1, 2), prompt_logprobs=0))
+    batch = schedule(scheduler)
+    assert (batch.is_prefill, batch.num_tokens) == (True, 1)
+
+
+def test_two_schedulers_share_a_line() -> None:
+    line = Line()
+    schedulers = [Scheduler(2, line), Scheduler(1, line)]
+    sequences = [make((i,), max_tokens=1) for i in range(5)]
+    request = add(schedulers[0], *sequences)
+    admitted = [schedule(scheduler).admitted for scheduler in schedulers]
+    assert admitted == [sequences[:2], sequences[2:3]]
+    assert schedulers[1].cancel(request) == [*sequences[3:], sequences[2]]
+    assert schedulers[0].cancel(request) == sequences[:2]
+    assert not any(scheduler.has_unfinished for scheduler in schedulers)
+
+
+def test_what_comes_for_a_sequence_that_has_left_is_dropped() -> None:
+    scheduler = Scheduler(num_slots=1)
+    sequence = make((1,))
+    request = add(scheduler, sequence)
+    batch = schedule(scheduler)
+    scheduler.cancel(request)
+    assert scheduler.update(batch, sampled(batch, [5])) == []
+    assert sequence.output_token_ids == []
+
+
+def test_tokens_behind_the_end_are_dropped() -> None:
+    scheduler = Scheduler(num_slots=1)
+    sequence = make((1,), max_tokens=9)
+    add(scheduler, sequence)
+    batch = schedule(scheduler)
+    scheduler.update(batch, BatchOutput([(sequence, [5, EOS, 6])]))
+    assert sequence.output_token_ids == [5, EOS]
 
 
 def test_cancelling_frees_slots_for_the_next_run_and_forgets_what_waits() -> None:
@@ -248,8 +338,8 @@ def test_cancelling_frees_slots_for_the_next_run_and_forgets_what_waits() -> Non
     add(scheduler, other)
     step(scheduler, 5, 5)
     assert sorted(scheduler.cancel(request), key=tokens_of) == cancelled
-    assert scheduler.num_waiting == 0
-    batch = scheduler.schedule()
+    assert scheduler.line.num_waiting == 0
+    batch = schedule(scheduler)
     assert batch.sequences == [other]
     assert other.slot == 0
     assert scheduler.cancel(request) == []
@@ -262,10 +352,10 @@ def test_a_prompt_that_is_cancelled_half_computed_leaves_its_slot() -> None:
     request = add(scheduler, make((2,) * 600))
     other = make((3,) * 20)
     add(scheduler, other)
-    assert scheduler.schedule().num_tokens == 256
-    scheduler.update(Batch(scheduler.running[1:], 256, True, [], []), BatchOutput([]))
+    assert schedule(scheduler).num_tokens == 256
+    scheduler.update(Batch(scheduler.running[1:], 256, True, [], []), BatchOutput())
     scheduler.cancel(request)
-    batch = scheduler.schedule()
+    batch = schedule(scheduler)
     assert (batch.sequences, batch.num_tokens) == ([other], 19)
     assert other.slot == 1
 
@@ -331,24 +421,25 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
         del pending[:arrivals]
         while alive and rng.random() < cancels:
             gone.update(scheduler.cancel(alive.pop(rng.randrange(len(alive)))))
-        assert scheduler.num_waiting == sum(len(request.waiting) for request in scheduler.line)
-        assert all(request.waiting for request in scheduler.line)
+        assert scheduler.line.num_waiting == sum(len(request.waiting) for request in scheduler.line.requests)
+        assert all(request.waiting for request in scheduler.line.requests)
         if not scheduler.has_unfinished:
             if pending:
                 continue
             break
-        batch = scheduler.schedule()
+        batch = schedule(scheduler)
         for sequence in batch.admitted:
             started.setdefault(id(sequence.request), []).append(sequence.sample_index)
         if not batch.is_prefill:  # a free slot beside a waiting call would be wasted
-            assert len(batch.sequences) == num_slots or not scheduler.line
-        output = cache.run(batch)
-        output.token_ids = [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences]
+            assert len(batch.sequences) == num_slots or not scheduler.line.requests
+        cache.run(batch)
+        output = sampled(batch, [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences])
         for sequence in scheduler.update(batch, output):
             assert sequence.slot is None
-        assert [s.slot for s in scheduler.running] == list(range(len(scheduler.running)))
+        slots = [s.slot for s in scheduler.running]
+        assert len(slots) == len(set(slots)) == scheduler.num_running
     assert not scheduler.running
-    assert not scheduler.line
+    assert not scheduler.line.requests
     for sequence in everyone:
         assert (sequence.finish_reason is not None) != (sequence in gone)
         assert len(sequence.output_token_ids) <= sequence.params.max_tokens
@@ -369,8 +460,7 @@ def test_no_call_waits_for_more_than_one_turn_of_each_other(
     for number, size in enumerate(sizes):
         add(scheduler, *(make((number, i), max_tokens=length) for i in range(size)))
     order: list[int] = []
-    while scheduler.has_unfinished:
-        batch = scheduler.schedule()
+    while (batch := scheduler.schedule()) is not None:
         order += [s.prompt_token_ids[0] for s in batch.admitted]
         scheduler.update(batch, cache.run(batch))
     for number, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""The sampler as graph nodes: logits and per-row settings in, one token id per row out.
+"""The CPU's sampler as a graph: logits and per-row settings in, one token id per row out.
 
 Filters follow transformers' order: logit bias, repetition penalty, end-of-text suppressed below the
 minimum length, temperature, top_k, top_p, min_p. There is no random operator here: the caller feeds
@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
+from hgt_infer.export.onnx_graph import OnnxGraph, Value
 from hgt_infer.sampling import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
-
-Value = Any  # ir.Value, which onnxscript leaves untyped
 
 NARROW_WINDOW, NARROW_MAX_TOP_K = 64, 50
 """Window and largest top_k of rows that need no more: TopK takes half the time where all of a batch do."""
@@ -55,22 +53,40 @@ class SamplingInputs:
     repetition_penalty: Value
 
 
-def sample(
-    builder: GraphBuilder,
-    logits: Value,
-    rows: SamplingInputs,
-    *,
-    vocab_size: int,
-    eos_token_ids: Sequence[int],
-) -> tuple[Value, Value]:
-    """Draw one token per row from its filtered distribution.
+def build_sampler(*, vocab_size: int, eos_token_ids: Sequence[int]) -> ir.Model:
+    """Build the sampler that runs on the CPU.
 
-    logits: float [B, V], B ≥ 0. Returns token_ids int64 [B] and unresolved bool [B]: rows to be drawn on the
-    host. These are rows whose candidates all fell outside the nucleus (about 1 in 160,000 at top_p 0.95),
-    rows with more ties at the k-th logit than the window holds, and rows whose largest logit is not finite.
+    Inputs (B ≥ 0 rows, V tokens in the vocabulary):
+        logits float32 [B, V]; seqlens_k int32 [B]: position of each row's last token
+        temperature float32 [B], > 0; top_k int64 [B]: 0 is off, 1 … GRAPH_MAX_TOP_K otherwise
+        top_p float32 [B]: 2 is off; min_p float32 [B]: 0 is off, ≤ 1; uniforms float32 [B, GRAPH_UNIFORMS]
+        min_length int32 [B]: end-of-text is suppressed while seqlens_k + 1 is below
+        is_adjusted bool [B]; where any row is, logit_bias and repetition_penalty float32 [B, V] are read
+    Outputs: token_ids int64 [B]; unresolved bool [B]: rows to be drawn on the host. These are rows whose
+        candidates all fell outside the nucleus (about 1 in 160,000 at top_p 0.95), rows with more ties at
+        the k-th logit than the window holds, and rows whose largest logit is not finite.
     """
+    graph = OnnxGraph("sampler")
+    op = graph.op
+
+    def column(name: str, dtype: ir.DataType) -> Value:
+        return op.Unsqueeze(graph.input(name, dtype, ["batch"]), [1])
+
+    vocab_shape: list[int | str] = ["batch", vocab_size]
+    logits = graph.input("logits", ir.DataType.FLOAT, vocab_shape)
+    length = op.Add(column("seqlens_k", ir.DataType.INT32), 1)
+    rows = SamplingInputs(
+        temperature=column("temperature", ir.DataType.FLOAT),
+        top_k=column("top_k", ir.DataType.INT64),
+        top_p=column("top_p", ir.DataType.FLOAT),
+        min_p=column("min_p", ir.DataType.FLOAT),
+        too_short=op.Less(length, column("min_length", ir.DataType.INT32)),
+        uniforms=graph.input("uniforms", ir.DataType.FLOAT, ["batch", GRAPH_UNIFORMS]),
+        is_adjusted=column("is_adjusted", ir.DataType.BOOL),
+        logit_bias=graph.input("logit_bias", ir.DataType.FLOAT, vocab_shape),
+        repetition_penalty=graph.input("repetition_penalty", ir.DataType.FLOAT, vocab_shape),
+    )
     sampler = _Sampler(rows, vocab_size, tuple(eos_token_ids))
-    op = builder.op
     token_ids, unresolved = _if(
         op,
         _any(op, rows.is_adjusted),
@@ -78,7 +94,9 @@ def sample(
         ("raw", lambda op: sampler.sample(op, logits)),
         [ir.DataType.INT64, ir.DataType.BOOL],
     )
-    return op.Squeeze(token_ids, [1]), op.Squeeze(unresolved, [1])
+    graph.output(op.Squeeze(token_ids, [1]), "token_ids", ir.DataType.INT64, ["batch"])
+    graph.output(op.Squeeze(unresolved, [1]), "unresolved", ir.DataType.BOOL, ["batch"])
+    return graph.model()
 
 
 @dataclass(frozen=True)
@@ -332,7 +350,7 @@ def _inverse_cdf(op: Any, weights: Value, uniform: Value) -> Value:
     cumulative = op.CumSum(weights, 1)
     target = op.Mul(uniform, _column(op, cumulative, -1))
     hit = op.And(op.Greater(cumulative, target), op.Greater(weights, 0.0))
-    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)  # CUDA's ArgMax takes floats alone
+    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)  # as fast as int32's
 
 
 def _any(op: Any, mask: Value) -> Value:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.artifact import Artifact
-from hgt_infer.device import CpuDevice, CudaDevice, Device, count_cuda_devices
+from hgt_infer.cuda import CudaDevice, count_cuda_devices
+from hgt_infer.device import CpuDevice, Device
 from hgt_infer.errors import ModelFormatError, ParameterError
 from hgt_infer.export.checkpoint import Checkpoint
 from hgt_infer.runner import ModelRunner
@@ -68,7 +69,8 @@ def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]
             )
             return {}
         device = CudaDevice()
-    texts, actual = _run(artifact, device)
+    with contextlib.closing(device):
+        texts, actual = _run(artifact, device)
     absolute, relative = TOLERANCES[artifact.precision]
     differences = {}
     for name in references:
@@ -96,13 +98,18 @@ def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[n
         for slot, length in enumerate(lengths)
     ]
     runner = ModelRunner(artifact, device, num_slots=len(sequences), max_length=max(lengths) + NUM_STEPS)
+
+    def run(batch: Batch) -> None:
+        runner.launch(batch)
+        runner.collect()
+
     for sequence in sequences:
         num_tokens = sequence.num_prompt_left
-        runner.run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[sequence]))
+        run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[sequence]))
         sequence.num_computed = num_tokens
     logits = []
     for _ in range(NUM_STEPS):
-        runner.run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=[]))
+        run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=[]))
         runner.logits.download(len(sequences))
         logits.append(runner.logits.host[: len(sequences)].copy())
         for sequence in sequences:

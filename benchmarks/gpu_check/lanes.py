@@ -1,0 +1,71 @@
+"""A lane by itself: a runner of one's choice under the engine, for what Generator does not offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Literal
+
+from benchmarks.gpu_check.figures import TokenIds
+from benchmarks.gpu_check.subject import Subject
+from hgt_infer.calls import run
+from hgt_infer.captured_runner import CapturedRunner
+from hgt_infer.engine import Engine, Lane
+from hgt_infer.lanes import DEFAULT_STEPS_PER_SYNC
+from hgt_infer.runner import ModelRunner
+from hgt_infer.scheduler import Scheduler
+from hgt_infer.sequence import Sequence as Sample
+from hgt_infer.sequence import SequenceParams
+from hgt_infer.slot_record import MAX_FED_TOKENS
+
+MAX_QUEUED = 65_536
+
+
+@contextmanager
+def engine(
+    subject: Subject,
+    kind: Literal["captured", "eager"],
+    *,
+    num_slots: int,
+    max_length: int,
+    max_fed_tokens: int = MAX_FED_TOKENS,
+) -> Iterator[Engine]:
+    """An engine on the subject's device as Generator sets it up for CUDA: prompts are prefilled one by one.
+
+    "eager" runs consecutive slots, and so closes gaps.
+    """
+    with subject.open_device() as device:
+        runner: Any
+        if kind == "captured":
+            runner = CapturedRunner(
+                subject.artifact,
+                device,
+                num_slots=num_slots,
+                max_length=max_length,
+                steps_per_sync=DEFAULT_STEPS_PER_SYNC,
+                batch_invariant=True,
+            )
+        else:
+            runner = ModelRunner(subject.artifact, device, num_slots=num_slots, max_length=max_length)
+        scheduler = Scheduler(
+            num_slots, max_fed_tokens=max_fed_tokens, closes_gaps=kind == "eager", shares_prefills=False
+        )
+        lane = Lane(runner, scheduler)
+        with closing(Engine([lane], max_queued_sequences=MAX_QUEUED)) as made:
+            made.warmup()
+            yield made
+
+
+def samples(prompts: Sequence[TokenIds], params: Sequence[SequenceParams]) -> list[Sample]:
+    """A sequence for each prompt."""
+    return [
+        Sample(prompt, settings, prompt_index=number)
+        for number, (prompt, settings) in enumerate(zip(prompts, params, strict=True))
+    ]
+
+
+def run_all(made: Engine, sequences: Sequence[Sample]) -> list[TokenIds]:
+    """Run the sequences; their tokens in the same order."""
+    finished = list(run(made, iter(sequences), max_in_flight=max(1, len(sequences))))
+    finished.sort(key=lambda sequence: sequence.prompt_index)
+    return [tuple(sequence.output_token_ids) for sequence in finished]

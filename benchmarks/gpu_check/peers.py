@@ -1,0 +1,295 @@
+"""Beside transformers on the same GPU: fp16, SDPA attention, static batches at their best size.
+
+`python -m benchmarks.gpu_check.peers MODEL DEVICE NUM_NEW_TOKENS BATCH_SIZE…` times its compiled generate, in
+a process of its own that can be ended: compiling may take long.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.backends import StaticBatches, TokenIds, Transformers
+from benchmarks.comparison import Spread, compare
+from benchmarks.gpu_check.figures import agreement
+from benchmarks.gpu_check.report import Result, Skipped, judged, measured
+from benchmarks.gpu_check.subject import REPOSITORY, Subject, fixed_length, token_ids
+from benchmarks.gpu_check.timings import SETTINGS, TWEETS_SLOTS
+from benchmarks.workloads import MixedWorkload, Workload
+from hgt_infer import Generator
+
+FP16_NEAR_TIE = 0.1  # in logits: what rounding in fp16 may move, see export.verify.TOLERANCES
+NUM_GATE_REQUESTS = 64
+COMPILED_BATCHES = (1, 128)
+COMPILED_TIMEOUT_S = 110
+
+
+class GpuTransformers(Transformers):
+    """transformers' `generate` in half precision on a GPU (in fp32 on a CPU), with SDPA attention."""
+
+    def __init__(self, model: str, device: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        self.device = device
+        dtype = torch.float16 if device.startswith("cuda") else torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+        self.model = loaded.to(device).eval()
+        end_of_text = self.model.config.eos_token_id
+        self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
+        self.settings: dict[str, Any] = {}
+
+    def _generate(
+        self, workload: Workload | MixedWorkload, num_new_tokens: int, *, greedy: bool, **settings: Any
+    ) -> TokenIds:
+        import torch
+
+        if not greedy:
+            settings |= {name: getattr(workload, name) for name in ("temperature", "top_k", "top_p")}
+        pad_id = self.model.generation_config.pad_token_id
+        width = max(map(len, workload.prompt_token_ids))
+        rows = [[pad_id] * (width - len(ids)) + list(ids) for ids in workload.prompt_token_ids]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in workload.prompt_token_ids]
+        with torch.inference_mode():
+            output_ids = self.model.generate(
+                torch.tensor(rows, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
+                max_new_tokens=num_new_tokens,
+                min_new_tokens=num_new_tokens,
+                do_sample=not greedy,
+                use_cache=True,
+                **self.settings,
+                **settings,
+            )
+        return [tuple(row) for row in output_ids[:, width:].tolist()]
+
+    def margins(self, prompt_token_ids: Any, token_ids: Any) -> list[float]:
+        """See Transformers.margins."""
+        import torch
+
+        ids = torch.tensor([[*prompt_token_ids, *token_ids]], device=self.device)
+        with torch.inference_mode():
+            logits = self.model(ids).logits[0, len(prompt_token_ids) - 1 : -1].float()
+            logits[:, self.model.generation_config.eos_token_id] = -torch.inf
+            chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
+            margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
+        return margins
+
+
+class Ours:
+    """hgt_infer behind the same method, from text to text."""
+
+    name = "hgt_infer"
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        settings = SETTINGS | ({"temperature": 0.0} if greedy else {})
+        params = [fixed_length(length, seed=n, **settings) for n, length in enumerate(workload.lengths)]
+        return token_ids(self.generator.generate(list(workload.prompts), params))
+
+
+@contextmanager
+def transformers(subject: Subject) -> Iterator[GpuTransformers]:
+    """transformers' model on the subject's device; Skipped where it cannot be had."""
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise Skipped(f"{name} is not installed")
+    import torch
+
+    if subject.is_cuda and not torch.cuda.is_available():
+        raise Skipped(f"torch {torch.__version__} sees no GPU")
+    model = GpuTransformers(str(subject.model), subject.device)
+    try:
+        yield model
+    finally:
+        model.model = None
+        if subject.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def with_prompt_ids(generator: Generator, workload: MixedWorkload) -> MixedWorkload:
+    """The workload with the ids that hgt_infer runs, the checkpoint's prefix included."""
+    outputs = generator.generate(list(workload.prompts), fixed_length(1))
+    return replace(workload, prompt_token_ids=tuple(output.prompt_token_ids for output in outputs))
+
+
+def compare_peers(subject: Subject) -> Iterator[Result]:
+    """The same greedy tokens first; then one request at a time, and tweets in static batches."""
+    scale = subject.scale
+    with transformers(subject) as theirs:
+        num_slots = TWEETS_SLOTS if subject.is_cuda else 16
+        with subject.generator(num_slots=num_slots) as generator:
+            ours = Ours(generator)
+            workload = with_prompt_ids(generator, subject.tweets_workload(scale.num_tweets))
+            yield check_gate(ours, theirs, workload.head(NUM_GATE_REQUESTS, max_tokens=40))
+            ours.generate(workload)
+            yield from compare_tweets(subject, ours, theirs, workload)
+        with subject.generator(num_slots=1) as generator:
+            yield compare_one(subject, Ours(generator), theirs)
+
+
+def check_gate(ours: Ours, theirs: GpuTransformers, workload: MixedWorkload) -> Result:
+    """Both sides choose the same tokens where nothing is random, up to logits that lie close together."""
+    batches = StaticBatches(theirs.generate_padded, NUM_GATE_REQUESTS)
+    expected, actual = batches.generate(workload, greedy=True), ours.generate(workload, greedy=True)
+    found = agreement(expected, actual)
+    margins = [
+        max(*theirs.margins(prompt, a), *theirs.margins(prompt, b))
+        for prompt, a, b in zip(workload.prompt_token_ids, expected, actual, strict=True)
+        if a != b
+    ]
+    margin = max(margins, default=0.0)
+    says = f"greedy tokens beside transformers'; where they differ, logits lie within {margin:.2g}"
+    is_good = margin <= FP16_NEAR_TIE
+    return judged("same as transformers", is_good, str(found), says, margins=margins, **vars(found))
+
+
+def compare_one(subject: Subject, ours: Ours, theirs: GpuTransformers) -> Result:
+    """One request at a time, in turns."""
+    [prompt] = subject.prompts(1, length=4)
+    [output] = ours.generator.generate([prompt], fixed_length(1))
+    workload = Workload(
+        prompts=(prompt,), prompt_token_ids=(output.prompt_token_ids,), num_new_tokens=128, **SETTINGS
+    )
+    found = compare(ours, theirs, workload, num_rounds=min(3, subject.scale.num_rounds), num_warmups=1)
+    ratio = found.ratio
+    says = (
+        f"{found.tokens_per_s(ours.name):,.0f} beside {found.tokens_per_s(theirs.name):,.0f} tok/s, "
+        "generate with its default cache"
+    )
+    figure = f"{ratio.median:.1f} × ({ratio.low:.1f}–{ratio.high:.1f})"
+    return measured("transformers, batch 1", figure, says, **found.record())
+
+
+def compare_tweets(
+    subject: Subject, ours: Ours, theirs: GpuTransformers, workload: MixedWorkload
+) -> Iterator[Result]:
+    """Tweets: all requests here; there a part of them, in order of arrival and sorted by length."""
+    seconds = [_seconds(ours, workload)]
+    rates: dict[str, float] = {}
+    for size, count in subject.scale.peer_batches.items():
+        part = workload.head(size * count, max_tokens=1_000)
+        side = StaticBatches(theirs.generate_padded, size)
+        side.generate(part.head(size, max_tokens=4))
+        orders = {"arrival": part, "sorted": by_length(part)}
+        if len(subject.scale.peer_batches) == 1:  # a quick look
+            del orders["sorted"]
+        for order, ordered in orders.items():
+            name, their_s = f"{size}, {order}", _seconds(side, ordered)
+            rates[name] = part.num_tokens / their_s
+            useful_share = ordered.useful_share(size)
+            yield measured(
+                f"transformers, {name}",
+                f"{rates[name]:,.0f} tok/s",
+                f"static batches, {len(part.prompts):,} of the tweets, {useful_share:.0%} of tokens useful",
+                seconds=their_s,
+                num_requests=len(part.prompts),
+                num_tokens=part.num_tokens,
+                tokens_per_s=rates[name],
+                useful_share=useful_share,
+            )
+        seconds.append(_seconds(ours, workload))
+    best = max(rates, key=lambda name: rates[name])
+    our_rates = [workload.num_tokens / s for s in seconds]
+    ratio = Spread.of([rate / rates[best] for rate in our_rates])
+    yield measured(
+        "tweets, ratio",
+        f"{ratio.median:.1f} × ({ratio.low:.1f}–{ratio.high:.1f})",
+        f"{statistics.median(our_rates):,.0f} tok/s for {len(workload.prompts):,}, beside its best, {best}",
+        seconds=seconds,
+        num_tokens=workload.num_tokens,
+        best=best,
+    )
+
+
+def by_length(workload: MixedWorkload) -> MixedWorkload:
+    """The requests by the number of tokens that they will have, which nobody knows beforehand."""
+    rows = sorted(
+        zip(workload.prompts, workload.prompt_token_ids, workload.lengths, strict=True),
+        key=lambda row: row[2],
+    )
+    prompts, ids, lengths = zip(*rows, strict=True)
+    return replace(workload, prompts=prompts, prompt_token_ids=ids, lengths=lengths)
+
+
+def _seconds(side: Any, workload: MixedWorkload) -> float:
+    start_s = time.perf_counter()
+    ids = side.generate(workload)
+    seconds = time.perf_counter() - start_s
+    if sum(map(len, ids)) != workload.num_tokens:
+        raise ValueError(f"{side.name} did not generate {workload.num_tokens} tokens")
+    return seconds
+
+
+def time_compiled(subject: Subject) -> list[Result]:
+    """transformers' generate with a static cache, which it compiles; one request, and 128."""
+    if not subject.scale.compiles or not subject.is_cuda:
+        raise Skipped("only in the whole check, on a GPU: compiling takes a minute or more")
+    with transformers(subject):
+        pass  # or say why not
+    command = [sys.executable, "-m", __name__, str(subject.model), subject.device, "64"]
+    try:
+        process = subprocess.run(
+            [*command, *map(str, COMPILED_BATCHES)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=COMPILED_TIMEOUT_S,
+            check=False,
+        )
+        output, why = process.stdout, process.stderr.strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        why = f"it took over {COMPILED_TIMEOUT_S} s"
+    rounds = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if not rounds:
+        raise Skipped(f"transformers' compiled generate gave nothing: {why[:160]}")
+    return [
+        measured(
+            f"compiled, batch {values['batch_size']}",
+            f"{values['num_tokens'] / statistics.median(values['seconds']):,.0f} tok/s",
+            f"transformers, cache_implementation='static', compiled in {values['compile_s']:.0f} s",
+            **values,
+        )
+        for values in rounds
+    ]
+
+
+def main(argv: list[str]) -> int:
+    """Print a line of JSON for each batch size."""
+    model, device, num_new_tokens, *batch_sizes = argv
+    theirs = GpuTransformers(model, device)
+    theirs.settings = {"cache_implementation": "static"}
+    for batch_size in map(int, batch_sizes):
+        workload = Workload(
+            prompts=("abcd",) * batch_size,
+            prompt_token_ids=tuple((65 + n % 26, 66, 67, 68) for n in range(batch_size)),
+            num_new_tokens=int(num_new_tokens),
+            **SETTINGS,
+        )
+        start_s = time.perf_counter()
+        for _ in range(3):  # the first ones compile and capture
+            theirs.generate(workload)
+        compile_s = time.perf_counter() - start_s
+        seconds = []
+        for _ in range(3):
+            start_s = time.perf_counter()
+            theirs.generate(workload)
+            seconds.append(time.perf_counter() - start_s)
+        values = {"batch_size": batch_size, "num_tokens": workload.num_tokens, "compile_s": compile_s}
+        print(json.dumps(values | {"seconds": seconds}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""Which kernels a step's time goes to: ONNX Runtime's profiler over eager runs, torch's over replays."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks.gpu_check.replays import CONTEXT, step_parts
+from benchmarks.gpu_check.report import Result, Skipped, measured
+from benchmarks.gpu_check.subject import SEED, Subject
+from hgt_infer.artifact import PRECISIONS
+
+NUM_ROWS = 64
+NUM_RUNS = 20
+NUM_SHOWN = 12
+
+
+def profile_nodes(subject: Subject) -> list[Result]:
+    """ONNX Runtime's own times by operator, of the model run eagerly: on CUDA, those of launching."""
+    with TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        provider: Any = subject.provider
+        if subject.is_cuda:
+            provider = (provider, {"device_id": str(subject.device_id)})
+        session = ort.InferenceSession(
+            str(subject.artifact.path / "model.onnx"), options, providers=[provider]
+        )
+        feeds = step_feeds(subject, NUM_ROWS if subject.is_cuda else 2)
+        for _ in range(NUM_RUNS):
+            session.run(["logits"], feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+        del session
+    results = []
+    for category, title in (("Kernel", "kernels of the eager graph"), ("Node", "operators, eager")):
+        totals = totals_by_name(events, category)
+        if totals:
+            results.append(_costliest(title, totals, f"ONNX Runtime's profiler, {NUM_RUNS} runs"))
+    if not results:
+        raise Skipped("ONNX Runtime's profile has no node")
+    return results
+
+
+def step_feeds(subject: Subject, num_rows: int) -> dict[str, Any]:
+    """Inputs of one step of the model in host memory, with an empty cache."""
+    config = subject.artifact.config
+    max_length = min(128, config.n_positions)
+    position = np.full(num_rows, min(CONTEXT, max_length) - 1, np.int32)
+    cache = np.zeros(
+        (num_rows, config.n_head, max_length, config.n_embd // config.n_head),
+        PRECISIONS[subject.artifact.precision],
+    )
+    feeds: dict[str, Any] = {
+        "input_ids": np.random.default_rng(SEED).integers(0, 256, (num_rows, 1)).astype(np.int32),
+        "position_ids": position[:, None],
+        "seqlens_k": position,
+        "total_sequence_length": np.array(max_length, np.int32),
+        "first_output": np.zeros(1, np.int64),
+    }
+    return feeds | {
+        f"past_{kind}.{layer}": cache for layer in range(config.n_layer) for kind in ("key", "value")
+    }
+
+
+def totals_by_name(events: Iterable[dict[str, Any]], category: str) -> dict[str, tuple[float, int]]:
+    """Microseconds and number of the events of a category: nodes by their operator, kernels by their name."""
+    totals: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") != category or (category == "Node" and not name.endswith("_kernel_time")):
+            continue
+        arguments = event.get("args") or {}
+        totals[arguments.get("op_name", name) if category == "Node" else name].append(event["dur"])
+    return {name: (sum(durations), len(durations)) for name, durations in totals.items()}
+
+
+def profile_replays(subject: Subject) -> list[Result]:
+    """Every kernel of the process, as torch's profiler sees them, while captured graphs are replayed."""
+    if not subject.is_cuda:
+        raise Skipped("graphs are captured on CUDA")
+    if importlib.util.find_spec("torch") is None:
+        raise Skipped("torch is not installed")
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.cuda.is_available():
+        raise Skipped(f"torch {torch.__version__} sees no GPU")
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    with profile(activities=[ProfilerActivity.CUDA]):
+        torch.zeros(1, device=subject.device)  # the profiler's own start, before graphs are made
+    with step_parts(subject, NUM_ROWS) as parts:
+        parts.run_all(3)
+        with TemporaryDirectory() as folder:
+            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+                parts.run_all(NUM_RUNS)
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+    totals = totals_by_name(events, "kernel")
+    if not totals:
+        raise Skipped("torch's profiler saw no kernel of the replays")
+    says = f"{NUM_RUNS} replays of the model, and of the sampler with three settings, {NUM_ROWS} rows"
+    return [_costliest("kernels, replayed", totals, says)]
+
+
+def _costliest(title: str, totals: dict[str, tuple[float, int]], says: str) -> Result:
+    """One result: the costliest in the table, all of them in its values."""
+    order = sorted(totals, key=lambda name: -totals[name][0])
+    whole = sum(microseconds for microseconds, _ in totals.values())
+    lines = [
+        f"{totals[name][0] / whole:.1%} {short_name(name)} ({totals[name][1] / NUM_RUNS:g} a run)"
+        for name in order[:NUM_SHOWN]
+    ]
+    values = {name: {"us": totals[name][0], "count": totals[name][1]} for name in order}
+    figure = f"{whole / NUM_RUNS:,.0f} µs a run"
+    return measured(title, figure, f"{says}: {'; '.join(lines)}", by_name=values)
+
+
+def short_name(kernel: str) -> str:
+    """A kernel's name without its template's arguments and its parameters.
+
+    >>> short_name("void onnxruntime::cuda::Softmax<float, 4>(float*, int)")
+    'onnxruntime::cuda::Softmax'
+    """
+    name = kernel.removeprefix("void ").partition("(")[0].partition("<")[0]
+    return name if len(name) <= 48 else f"{name[:24]}…{name[-23:]}"

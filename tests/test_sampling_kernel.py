@@ -1,0 +1,254 @@
+"""The CUDA sampler, run on the host: what it draws, how a row goes on, and how many threads do not matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from host_kernel import host_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+
+import hgt_infer
+from hgt_infer.sampling import add_token, adjustment, filtered_probs, process_logits
+from hgt_infer.sequence import SequenceParams
+from hgt_infer.slot_record import FED, HELD, RECORD, STANDS, UNRESOLVED, WAITS, WORDS_PER_STEP
+
+SOURCE = Path(hgt_infer.__file__).with_name("sampler.cu")
+VOCAB_SIZE = 320
+EOS = 319
+
+
+class Rows:
+    """What a launch works on, in host memory."""
+
+    def __init__(self, logits: Any, **fields: Any) -> None:
+        self.logits = np.ascontiguousarray(np.atleast_2d(logits), np.float32)
+        self.num_rows, self.vocab_size = self.logits.shape
+        self.records = np.zeros(self.num_rows, RECORD)
+        defaults: dict[str, Any] = {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "prompt_length": 1,
+            "last_position": 1000,
+            "eos_token_ids": -1,
+            "fed_tokens": -1,
+            "sample_index": np.arange(self.num_rows),
+        }
+        for name, value in (defaults | fields).items():
+            self.records[name] = value
+        self.input_ids = np.zeros(self.num_rows, np.int32)
+        self.positions = np.zeros(self.num_rows, np.int32)
+        self.logit_bias = np.zeros(self.logits.shape, np.float32)
+        self.repetition_penalty = np.ones(self.logits.shape, np.float32)
+        self.token_counts = np.zeros(self.logits.shape, np.uint32)
+        self.token_ids = np.full(self.num_rows, -99, np.int32)
+
+    def step(self, block_size: int = 1) -> NDArray[np.int32]:
+        arrays = (
+            self.logits,
+            self.input_ids,
+            self.positions,
+            self.records,
+            self.logit_bias,
+            self.repetition_penalty,
+            self.token_counts,
+            self.token_ids,
+        )
+        run = host_kernel(SOURCE, "sample", block_size=block_size, defines={"VOCAB_SIZE": self.vocab_size})
+        run(self.num_rows, [array.ctypes.data for array in arrays])
+        return self.token_ids.copy()
+
+
+def some_logits(seed: int = 0, size: int = VOCAB_SIZE, *, has_ties: bool = False) -> NDArray[np.float32]:
+    logits = (np.random.default_rng(seed).normal(size=size) * 2).astype(np.float32)
+    return np.round(logits * 2) / 2 if has_ties else logits
+
+
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 3.0, "top_k": 300},
+    {"top_k": 5},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.02},
+    {"top_p": 0.9},
+    {"temperature": 0.7, "top_p": 0.95},
+    {"min_p": 0.1},
+]
+
+
+@pytest.mark.parametrize("has_ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_tokens_follow_the_filtered_distribution(filters: dict[str, Any], has_ties: bool) -> None:
+    logits, num_draws = some_logits(has_ties=has_ties), 20_000
+    probs = filtered_probs(logits, SequenceParams(max_tokens=1, seed=0, **filters))
+    counts = np.bincount(
+        Rows(np.tile(logits, (num_draws, 1)), seed=3, **filters).step(), minlength=VOCAB_SIZE
+    )
+    assert not counts[probs == 0].any()
+    is_likely = probs * num_draws >= 5
+    observed = np.append(counts[is_likely], counts[~is_likely].sum())
+    expected = np.append(probs[is_likely], probs[~is_likely].sum()) * num_draws
+    has_rest = expected > 1e-9
+    assert stats.chisquare(observed[has_rest], expected[has_rest]).pvalue > 1e-4
+
+
+@settings(max_examples=200)
+@given(
+    seed=st.integers(0, 2**32),
+    has_ties=st.booleans(),
+    top_k=st.integers(0, VOCAB_SIZE + 5),
+    top_p=st.one_of(st.just(1.0), st.floats(1e-6, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.floats(0, 1.0)),
+    temperature=st.floats(0.05, 50),
+)
+def test_only_tokens_that_the_filters_leave_are_drawn(
+    seed: int, has_ties: bool, top_k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    logits = some_logits(seed, has_ties=has_ties)
+    filters: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "temperature": temperature}
+    filters = {name: float(np.float32(v)) if name != "top_k" else v for name, v in filters.items()}
+    # What float32 and float64 may see differently at a border is let through.
+    wider = filters | {"top_p": min(1.0, filters["top_p"] + 1e-5), "min_p": filters["min_p"] * (1 - 1e-5)}
+    probs = filtered_probs(logits, SequenceParams(max_tokens=1, seed=0, **wider))
+    drawn = Rows(np.tile(logits, (50, 1)), seed=seed, **filters).step()
+    assert (probs[drawn] > 0).all()
+
+
+@pytest.mark.parametrize("block_size", [2, 16, 64])
+def test_the_number_of_threads_changes_nothing(block_size: int) -> None:
+    for has_ties in (False, True):
+        logits = np.stack([some_logits(seed, has_ties=has_ties) for seed in range(2 * len(FILTERS) + 1)])
+        settings_of_rows = [*FILTERS, *({**f, "is_adjusted": 1} for f in FILTERS), {"temperature": 0}]
+        one, many = Rows(logits, seed=5), Rows(logits, seed=5)
+        for rows in (one, many):
+            for row, filters in enumerate(settings_of_rows):
+                for name, value in filters.items():
+                    rows.records[name][row] = value
+            rows.records["repetition_penalty"], rows.records["first_penalty"] = 1.3, 0.5
+        for _ in range(3):
+            assert (one.step() == many.step(block_size)).all()
+        for name in ("input_ids", "positions", "logit_bias", "repetition_penalty", "token_counts"):
+            assert (getattr(one, name) == getattr(many, name)).all()
+
+
+def test_greedy_takes_the_first_of_the_largest_logits() -> None:
+    logits = some_logits(has_ties=True)
+    logits[[40, 7, 200]] = 9
+    assert Rows(logits, temperature=0).step().tolist() == [7]
+
+
+def test_random_numbers_are_those_of_the_seed_the_sample_and_the_step() -> None:
+    """Uniform over the vocabulary: the token is the random word's own share of it."""
+    for seed, sample_index, step in [(0, 0, 0), (1, 2, 3), (2**63 + 5, 2**40, 9), (2**64 - 1, 0, 200)]:
+        rows = Rows(np.zeros(VOCAB_SIZE), seed=np.uint64(seed), sample_index=sample_index, prompt_length=4)
+        rows.positions[:] = 3 + step
+        key = np.array([seed, sample_index], np.uint64)
+        word = int(np.random.Philox(key=key).random_raw(WORDS_PER_STEP * step + 1)[-1])
+        assert rows.step().tolist() == [word * VOCAB_SIZE >> 64]
+
+
+def test_the_real_vocabulary_with_the_real_number_of_threads_is_drawn_from_exactly() -> None:
+    logits = some_logits(1, 50_257)
+    filters: dict[str, Any] = {"top_p": 0.95, "temperature": 0.9}
+    probs = filtered_probs(logits, SequenceParams(max_tokens=1, seed=0, **filters))
+    drawn = Rows(np.tile(logits, (300, 1)), seed=9, **filters).step()
+    assert (probs[drawn] > 0).all()
+    # The mean log-probability of draws is the distribution's own.
+    information = -np.log(probs[probs > 0])
+    mean = (probs[probs > 0] * information).sum()
+    spread = np.sqrt((probs[probs > 0] * (information - mean) ** 2).sum() / len(drawn))
+    assert abs(-np.log(probs[drawn]).mean() - mean) < 4 * spread
+
+
+def test_a_fed_prompt_goes_in_token_by_token_and_then_the_row_samples() -> None:
+    rows = Rows(some_logits(), prompt_length=4, seed=1)
+    rows.records["fed_tokens"][0, :4] = [11, 12, 13, 14]
+    rows.input_ids[:] = 11
+    reports = []
+    for position in range(5):
+        assert rows.positions.tolist() == [position]
+        reports += rows.step().tolist()
+        if position < 3:
+            assert rows.input_ids.tolist() == [12 + position]
+    assert reports[:3] == [FED] * 3
+    assert min(reports[3:]) >= 0
+    assert rows.input_ids.tolist() == reports[-1:]
+
+
+def test_a_row_that_waits_reports_its_token_and_stays() -> None:
+    free, waiting = Rows(some_logits(), seed=4), Rows(some_logits(), seed=4, holds=WAITS)
+    waiting.records["fed_tokens"][0, 1] = 5  # its prompt is fed all the same
+    waiting.records["prompt_length"] = 2
+    assert waiting.step().tolist() == [FED]
+    token_id = free.step()[0]
+    for _ in range(2):
+        assert waiting.step().tolist() == [HELD - token_id]
+        assert (waiting.input_ids.tolist(), waiting.positions.tolist()) == ([5], [1])
+
+
+def test_a_row_that_stands_does_nothing() -> None:
+    rows = Rows(some_logits(), holds=STANDS)
+    rows.records["fed_tokens"][0, 1] = 5
+    assert rows.step()[0] <= HELD
+    assert (rows.input_ids.tolist(), rows.positions.tolist()) == ([0], [0])
+
+
+def test_a_row_goes_no_further_than_its_last_position() -> None:
+    rows = Rows(some_logits(), last_position=1)
+    for expected in (1, 1, 1):
+        rows.step()
+        assert rows.positions.tolist() == [expected]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_left_to_the_host(bad: float, temperature: float) -> None:
+    logits = some_logits()
+    logits[17] = bad
+    rows = Rows(np.stack([logits, some_logits(), np.full(VOCAB_SIZE, -np.inf)]), temperature=temperature)
+    first, second, third = rows.step().tolist()
+    assert (first, third) == (UNRESOLVED, UNRESOLVED)
+    assert second >= 0
+    assert rows.positions.tolist() == [0, 1, 0]
+
+
+def test_end_of_text_does_not_come_below_the_minimum_length() -> None:
+    logits = np.full(VOCAB_SIZE, -5.0)
+    logits[EOS] = 20
+    rows = Rows(np.tile(logits, (200, 1)), min_length=2)
+    rows.records["eos_token_ids"][:, 0] = EOS
+    assert EOS not in rows.step()
+    assert (rows.step() == EOS).all()
+
+
+def test_penalties_are_those_of_the_host_over_several_tokens() -> None:
+    params = SequenceParams(
+        max_tokens=99,
+        seed=0,
+        repetition_penalty=1.7,
+        presence_penalty=0.4,
+        frequency_penalty=0.3,
+        logit_bias=((3, 6.0), (4, -np.inf)),
+    )
+    prompt, logits = (3, 9), some_logits(2) * 2
+    bias, penalty = adjustment(params, prompt, (), VOCAB_SIZE)
+    rows = Rows(logits, temperature=0, is_adjusted=1)
+    rows.logit_bias[0], rows.repetition_penalty[0] = bias, penalty
+    rows.records["repetition_penalty"] = params.repetition_penalty
+    rows.records["frequency_penalty"] = params.frequency_penalty
+    rows.records["first_penalty"] = params.frequency_penalty + params.presence_penalty
+    output: list[int] = []
+    for _ in range(40):
+        expected = process_logits(logits, bias, penalty, params, [*prompt, *output], len(output)).argmax()
+        assert rows.step().tolist() == [expected]
+        add_token(bias, penalty, params, int(expected), expected not in output)
+        output.append(int(expected))
+        assert (rows.logit_bias[0] == bias).all()
+        assert (rows.repetition_penalty[0] == penalty).all()
+    assert len(set(output)) > 3
+    assert (rows.token_counts[0] == np.bincount(output, minlength=VOCAB_SIZE)).all()
