@@ -153,10 +153,12 @@ class CapturedRunner:
 
     def close(self) -> None:
         """Free the device's memory."""
-        with self.device.at_work():
-            self.device.synchronize()
         self._runs.clear()
         self._replays.clear()
+        with self.device.at_work():
+            self.device.synchronize()
+            self._sampler.close()
+        del self.model, self.cache  # the session goes before its stream
         self.device.close()
 
     # Launching

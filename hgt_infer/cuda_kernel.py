@@ -23,6 +23,9 @@ class Kernel(Protocol):
     def launch(self, num_blocks: int) -> None:
         """Queue a run of so many blocks."""
 
+    def close(self) -> None:
+        """Unload it; nothing of it may be queued any more."""
+
 
 class CudaKernel:
     """A kernel whose arguments are addresses that never change.
@@ -71,6 +74,10 @@ class CudaKernel:
         """See Kernel."""
         status = self._launch(self._function, num_blocks, *self._shape_and_stream, self._arguments, None)
         self._check(status, "cuLaunchKernel")
+
+    def close(self) -> None:
+        """See Kernel."""
+        self._call("cuModuleUnload", self._module)
 
     def _attribute(self, device_id: int, attribute: int) -> int:
         device, value = c_int(), c_int()

@@ -392,6 +392,10 @@ class FakeKernel:
         assert _gate.is_open, "a launch outside of at_work()"
         self._device.cudart.queue(lambda: self._run(num_blocks, self._addresses))
 
+    def close(self) -> None:
+        """See CudaKernel."""
+        assert self._device.cudart.num_pending == 0, "unloaded while it may run"
+
 
 class FakeBinding:
     """What was bound; a run binds it anew to the CPU provider's session."""

@@ -195,6 +195,60 @@ const char *cublasGetStatusString(Status status) { return "stub"; }
 // Driver
 Status cuInit(unsigned flags) { return 0; }
 Status cuDeviceGetCount(int *count) { *count = 1; return 0; }
+Status cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+Status cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+Status cuDeviceGetAttribute(int *value, int attribute, int device) {
+    return cudaDeviceGetAttribute(value, attribute, device);
+}
+Status cuModuleLoadData(Handle *module, const char *code) {
+    stub_write("cuModuleLoadData", code);
+    return give(module);
+}
+Status cuModuleUnload(Handle module) { stub_write("cuModuleUnload", ""); return 0; }
+Status cuModuleGetFunction(Handle *function, Handle module, const char *name) {
+    stub_write("cuModuleGetFunction", name);
+    return give(function);
+}
+Status cuLaunchKernel(Handle function, unsigned grid, unsigned y, unsigned z, unsigned block, unsigned by,
+                      unsigned bz, unsigned shared, Handle stream, Handle *arguments, Handle *extra) {
+    char detail[64];
+    snprintf(detail, sizeof detail, "%u %u", grid, block);
+    stub_write("cuLaunchKernel", detail);
+    return 0;
+}
+Status cuGetErrorName(Status status, const char **name) { *name = "stub"; return 0; }
+
+// What hgt_infer calls of the runtime and ONNX Runtime does not
+Status cudaMemcpy2DAsync(char *target, size_t step, const char *source, size_t pitch, size_t width,
+                         size_t height, int kind, Handle stream) {
+    for (size_t row = 0; row < height; row++) memcpy(target + row * step, source + row * pitch, width);
+    write_size("cudaMemcpy2DAsync", kind, width * height);
+    return 0;
+}
+Status cudaMemcpy3DAsync(const void *p, Handle stream) { stub_write("cudaMemcpy3DAsync", ""); return 0; }
+Status cudaEventQuery(Handle event) { return 0; }
+Status cudaStreamDestroy(Handle stream) { return 0; }
+Status cudaFree(Handle address) { stub_write("cudaFree", ""); free(address); return 0; }
+Status cudaFreeHost(Handle address) { free(address); return 0; }
+
+// NVRTC: its machine code is the options and the size of the source
+static char program[4096];
+Status nvrtcCreateProgram(Handle *handle, const char *source, const char *name, int n, Handle *h, Handle *i) {
+    snprintf(program, sizeof program, "%s %zu", name, strlen(source));
+    return give(handle);
+}
+Status nvrtcCompileProgram(Handle handle, int num_options, const char **options) {
+    for (int i = 0; i < num_options; i++) {
+        strcat(program, " ");
+        strcat(program, options[i]);
+    }
+    return getenv("STUB_NVRTC_FAILS") ? 6 : 0;
+}
+Status nvrtcGetCUBINSize(Handle handle, size_t *size) { *size = strlen(program) + 1; return 0; }
+Status nvrtcGetCUBIN(Handle handle, char *code) { strcpy(code, program); return 0; }
+Status nvrtcGetProgramLogSize(Handle handle, size_t *size) { *size = 9; return 0; }
+Status nvrtcGetProgramLog(Handle handle, char *log) { strcpy(log, "line 3: ?"); return 0; }
+Status nvrtcDestroyProgram(Handle *handle) { return 0; }
 """
 
 # Offsets in CUDA 13's cudaDeviceProp, and its size.
@@ -242,7 +296,7 @@ def build(folder: Path) -> None:
         )
     )
     options = [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
-    for library in needed:
+    for library in [*needed, "libnvrtc.so.13"]:
         versions = folder / f"{library}.versions"
         versions.write_text(f"{library} {{ *; }};\n")
         output = ["-o", str(folder / library), f"-Wl,--version-script={versions},-soname,{library}"]

@@ -1,0 +1,178 @@
+"""The whole CUDA path of a generator over ONNX Runtime's real provider and libraries that compute nothing.
+
+What cannot be seen here is a number; what can is every call, its order, and what waits for what.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stub_cuda
+from checkpoints import write_checkpoint
+from stub_cuda import Call
+
+import hgt_infer
+from hgt_infer.cuda_kernel import compile_kernel
+from hgt_infer.errors import DeviceUnavailableError
+from hgt_infer.export import export_checkpoint
+
+SAMPLER = Path(hgt_infer.__file__).with_name("sampler.cu")
+
+START = """
+import ctypes, sys
+from hgt_infer import Generator, SamplingParams
+write = ctypes.CDLL("libcudart.so.13").stub_write
+mark = lambda: write(b"mark", b"")
+"""
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    reason = stub_cuda.why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("libraries")
+    stub_cuda.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny artifact in half precision."""
+    folder = tmp_path_factory.mktemp("half")
+    checkpoint = write_checkpoint(folder / "checkpoint", layout="modern")
+    return export_checkpoint(checkpoint, folder / "artifact", precision="fp16").path
+
+
+def run(libraries: Path, code: str, *arguments: object, **environment: str) -> tuple[str, list[list[Call]]]:
+    """What a process printed, and its calls between marks."""
+    log = libraries / "run.log"
+    log.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", START + code, *map(str, arguments)],
+        env={**os.environ, "LD_LIBRARY_PATH": str(libraries), "STUB_CUDA_LOG": str(log), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parts: list[list[Call]] = [[]]
+    for line in log.read_text().splitlines():
+        call = Call(*line.split("\t", 1))
+        if call.name == "mark":
+            parts.append([])
+        else:
+            parts[-1].append(call)
+    return done.stdout, parts
+
+
+def test_steps_are_a_replay_and_a_kernel_each_and_nothing_waits_but_for_events(
+    libraries: Path, half: Path
+) -> None:
+    printed, (_, _, first, second, closing, after) = run(
+        libraries,
+        """
+generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=64, steps_per_sync=4)
+mark()
+generator.warmup()
+for _ in range(2):
+    mark()
+    [output] = generator.generate("a", SamplingParams(n=3, max_tokens=6, ignore_eos=True))
+mark()
+generator.close()
+mark()
+print([len(completion.token_ids) for completion in output.completions])
+""",
+        half,
+    )
+    assert printed == "[6, 6, 6]\n"
+    for calls in (first, second):
+        names = [call.name for call in calls]
+        # Nothing is computed outside of captured graph and sampler, nothing allocated, nothing waits for all.
+        assert not {"kernel", "cudaMalloc", "cudaStreamSynchronize", "cudaDeviceSynchronize"} & set(names)
+        assert not {"cudaStreamBeginCapture", "cudaMemcpy", "cudaMemsetAsync"} & set(names)
+        steps = [i for i, name in enumerate(names) if name == "cudaGraphLaunch"]
+        assert 6 <= len(steps) <= 6 + 4
+        for i in steps:
+            assert calls[i + 1] == Call("cuLaunchKernel", "4 1024")
+            assert calls[i + 2] == Call("cudaMemcpyAsync", f"2 {4 * 4}")  # what was reported, to the host
+        entering = [call for call in calls if call.detail.startswith("1 ")]
+        assert [call.name for call in entering] == ["cudaMemcpyAsync", "cudaMemcpy2DAsync"] * 3
+        # A block is launched before the one before it is waited for.
+        assert names.index("cudaEventSynchronize") > steps[3]
+    assert {"cudaFree", "cuModuleUnload"} <= {call.name for call in closing}
+    assert after == []  # all of the device's memory is free
+
+
+def test_the_first_step_captures_where_nobody_warmed_up(libraries: Path, half: Path) -> None:
+    _, (_, calls, _) = run(
+        libraries,
+        """
+generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=64, batch_invariant=False)
+mark()
+generator.generate("a", SamplingParams(n=3, max_tokens=2, ignore_eos=True))
+mark()
+generator.close()
+""",
+        half,
+    )
+    names = [call.name for call in calls]
+    assert names.count("cudaStreamBeginCapture") == names.count("cudaStreamEndCapture") >= 1
+    captured = names[names.index("cudaStreamBeginCapture") + 1 : names.index("cudaStreamEndCapture")]
+    assert set(captured) == {"kernel", "cudaMemsetAsync", "cudaMemcpyAsync"}
+    assert "cuLaunchKernel" not in captured
+
+
+def test_a_long_prompt_is_prefilled_and_its_siblings_copy_it(libraries: Path, half: Path) -> None:
+    _, (_, calls, _) = run(
+        libraries,
+        """
+generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=200)
+generator.warmup()
+mark()
+generator.generate("My dream is to sleep until " * 20, SamplingParams(n=4, max_tokens=2, ignore_eos=True))
+mark()
+generator.close()
+""",
+        half,
+    )
+    names = [call.name for call in calls]
+    assert names.count("cudaMemcpy3DAsync") == 3
+    flash = [call for call in calls if "flash_fwd" in call.detail]
+    assert len(flash) == 2  # one prompt, a kernel a layer
+    assert names.index("kernel") < names.index("cudaGraphLaunch")
+    assert "cudaStreamSynchronize" not in names
+
+
+def test_the_kernel_is_compiled_for_the_gpu_at_hand(libraries: Path, half: Path) -> None:
+    _, parts = run(libraries, "Generator(sys.argv[1], device='cuda', num_slots=1).close()", half)
+    details = {call.name: call.detail for call in parts[0]}
+    assert details["cuModuleGetFunction"] == "sample"
+    for option in ("sampler.cu ", "--gpu-architecture=sm_90", "-DBLOCK=1024", "-DVOCAB_SIZE=398"):
+        assert option in details["cuModuleLoadData"]
+
+
+def test_what_the_compiler_says_is_in_the_error(libraries: Path, half: Path) -> None:
+    printed, _ = run(
+        libraries,
+        """
+from hgt_infer import EngineError
+try:
+    Generator(sys.argv[1], device="cuda", num_slots=1)
+except EngineError as error:
+    print(error)
+""",
+        half,
+        STUB_NVRTC_FAILS="1",
+    )
+    assert printed.startswith("sampler.cu for sm_90: line 3: ?")
+
+
+def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgt_infer.cuda_kernel.NVRTC", "libnvrtc-that-is-not-there.so")
+    with pytest.raises(DeviceUnavailableError, match=r"libnvrtc-that-is-not.*hgt-infer\[cuda\]"):
+        compile_kernel(SAMPLER, "sm_90", {})
