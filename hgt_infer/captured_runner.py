@@ -17,10 +17,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hgt_infer.artifact import PRECISIONS, Artifact
+from hgt_infer.captured_memory import STAGED_TABLES, WORD_BYTES, CapturedMemory, Staging
 from hgt_infer.cuda import CudaDevice
 from hgt_infer.memory_plan import model_memory_limit, plan_slots
-from hgt_infer.model_config import ModelConfig
-from hgt_infer.model_session import ModelBuffers, ModelSession
+from hgt_infer.model_session import ModelSession
 from hgt_infer.sampling import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -51,8 +51,6 @@ SAMPLER = Path(__file__).with_name("sampler.cu")
 BLOCK_SIZE = 1024
 """Threads that sample a row."""
 
-_STAGED_TABLES = 16  # adjusted sequences that enter at once without a wait in between
-_BYTES = 4  # of float32, int32 and uint32
 _HOLDS_OFFSET = RECORD.fields["holds"][1]  # type: ignore[index]
 
 
@@ -106,7 +104,7 @@ class CapturedRunner:
         self._batch_invariant = batch_invariant
         self._steps_per_sync = steps_per_sync
         self._num_steps = max(1, steps_per_sync // 2)
-        memory = self._memory = _Memory(config, device, self.num_rows, max_length)
+        memory = self._memory = CapturedMemory(config, device, self.num_rows, max_length)
         self._sampler = device.kernel(
             SAMPLER,
             "sample",
@@ -115,7 +113,7 @@ class CapturedRunner:
             addresses=memory.sampler_arguments(),
         )
         # A run's uploads lie here until it is collected; its reports as well.
-        self._stagings = deque(_Staging(config, device, self.num_rows, self._num_steps) for _ in range(2))
+        self._stagings = deque(Staging(config, device, self.num_rows, self._num_steps) for _ in range(2))
         self._host_logits = device.pinned(
             (max(self.num_rows, MAX_PREFILL_TOKENS), config.vocab_size), np.float32
         )
@@ -238,7 +236,7 @@ class CapturedRunner:
 
     # Slots
 
-    def _enter(self, sequence: Sequence, is_prefilled: bool, staging: _Staging) -> None:
+    def _enter(self, sequence: Sequence, is_prefilled: bool, staging: Staging) -> None:
         """Write what the device needs of a sequence; one that is prefilled stands still until it is."""
         slot, params, prompt = sequence.slot, sequence.params, sequence.prompt_token_ids
         assert slot is not None
@@ -301,14 +299,14 @@ class CapturedRunner:
         self._running.add(slot)
         self._log.resume(slot, self._next_step)
 
-    def _go(self, sequence: Sequence, staging: _Staging) -> None:
+    def _go(self, sequence: Sequence, staging: Staging) -> None:
         """Let a slot go whose prompt is computed now."""
         slot = sequence.slot
         assert slot is not None
         self._write_holds(slot, self._holds_of(slot), staging)
         self._begin(slot)
 
-    def _park(self, slot: int, staging: _Staging) -> None:
+    def _park(self, slot: int, staging: Staging) -> None:
         """Let a slot that is free stand still, behind the prompt that others may yet copy."""
         sequence = self._sequences[slot]
         if sequence is not None:
@@ -326,17 +324,17 @@ class CapturedRunner:
         self._next_inputs.pop(slot, None)
         self._next_adjustments.pop(slot, None)
 
-    def _write_holds(self, slot: int, value: int, staging: _Staging) -> None:
+    def _write_holds(self, slot: int, value: int, staging: Staging) -> None:
         staging.holds[slot] = value
         self.device.copy_to_device(self._memory.record(slot) + _HOLDS_OFFSET, staging.holds[slot])
 
-    def _write_state(self, slot: int, input_id: int, position: int, staging: _Staging) -> None:
+    def _write_state(self, slot: int, input_id: int, position: int, staging: Staging) -> None:
         state = staging.states[slot]
         state[0, 0], state[1, 0] = input_id, position
         memory = self._memory
-        self.device.copy_columns_to_device(memory.state + slot * _BYTES, memory.state_pitch, state)
+        self.device.copy_columns_to_device(memory.state + slot * WORD_BYTES, memory.state_pitch, state)
 
-    def _continue_from_host(self, staging: _Staging) -> None:
+    def _continue_from_host(self, staging: Staging) -> None:
         """Let the slots go on whose tokens the host has drawn since the last run."""
         for slot, (input_id, position) in self._next_inputs.items():
             self._write_state(slot, input_id, position, staging)
@@ -344,13 +342,13 @@ class CapturedRunner:
         for slot, (token_id, bias, penalty, count) in self._next_adjustments.items():
             staging.columns[slot, :2, 0] = bias, penalty
             staging.columns.view(np.uint32)[slot, 2, 0] = count
-            address = memory.adjustments(slot) + token_id * _BYTES
+            address = memory.adjustments(slot) + token_id * WORD_BYTES
             self.device.copy_columns_to_device(address, memory.adjustments_pitch, staging.columns[slot])
         self._next_inputs.clear()
         self._next_adjustments.clear()
 
-    def _write_adjustment(self, slot: int, sequence: Sequence, staging: _Staging) -> None:
-        if staging.num_tables == _STAGED_TABLES:
+    def _write_adjustment(self, slot: int, sequence: Sequence, staging: Staging) -> None:
+        if staging.num_tables == STAGED_TABLES:
             self.device.synchronize()
             staging.num_tables = 0
         table = staging.tables[staging.num_tables]
@@ -501,94 +499,12 @@ class CapturedRunner:
         self.device.synchronize()
 
 
-class _Memory:
-    """What lies on the device beside weights, activations and cache, allocated once: addresses."""
-
-    def __init__(self, config: ModelConfig, device: CudaDevice, num_rows: int, max_length: int) -> None:
-        self._total_sequence_length = np.array(max_length, np.int32)  # frozen when the graph is captured
-        self._first_output = np.zeros(1, np.int64)
-        self.vocab_bytes = config.vocab_size * _BYTES
-        self.state_pitch = num_rows * _BYTES
-        self.adjustments_pitch = num_rows * self.vocab_bytes
-        self.state = device.allocate(2 * self.state_pitch)  # [2, R]: input ids, positions
-        self.token_ids = device.allocate(num_rows * _BYTES)  # [R]
-        self.records = device.allocate(num_rows * RECORD.itemsize)  # [R]
-        self.logits = device.allocate(num_rows * self.vocab_bytes)  # [R, V]
-        self._adjustments = device.allocate(3 * self.adjustments_pitch)  # [3, R, V]: bias, penalty, counts
-        self.ones = device.allocate(self.vocab_bytes)  # [V]
-        self.prefill = device.allocate(3 * MAX_PREFILL_TOKENS * _BYTES)  # ids, positions, last positions
-        self.prefill_logits = device.allocate(MAX_PREFILL_TOKENS * self.vocab_bytes)
-
-    def record(self, slot: int) -> int:
-        return self.records + slot * RECORD.itemsize
-
-    def logits_of(self, slot: int) -> int:
-        return self.logits + slot * self.vocab_bytes
-
-    def adjustments(self, slot: int) -> int:
-        """Of the slot's logit_bias; its repetition_penalty lies adjustments_pitch behind."""
-        return self._adjustments + slot * self.vocab_bytes
-
-    def token_counts(self, slot: int) -> int:
-        return self.adjustments(slot) + 2 * self.adjustments_pitch
-
-    def step_buffers(self) -> ModelBuffers:
-        positions = self.state + self.state_pitch
-        return ModelBuffers(
-            input_ids=self.state,
-            position_ids=positions,
-            seqlens_k=positions,
-            logits=self.logits,
-            total_sequence_length=self._total_sequence_length,
-            first_output=self._first_output,
-        )
-
-    def prefill_buffers(self, total_sequence_length: int, first_output: int) -> ModelBuffers:
-        pitch = MAX_PREFILL_TOKENS * _BYTES
-        return ModelBuffers(
-            input_ids=self.prefill,
-            position_ids=self.prefill + pitch,
-            seqlens_k=self.prefill + 2 * pitch,
-            logits=self.prefill_logits,
-            total_sequence_length=np.array(total_sequence_length, np.int32),
-            first_output=np.array([first_output], np.int64),
-        )
-
-    def sampler_arguments(self) -> list[int]:
-        """In the order of sampler.cu."""
-        return [
-            self.logits,
-            self.state,
-            self.state + self.state_pitch,
-            self.records,
-            *(self._adjustments + i * self.adjustments_pitch for i in range(3)),
-            self.token_ids,
-        ]
-
-
-class _Staging:
-    """Page-locked host memory for what one run uploads, by slot, and for what its steps report."""
-
-    def __init__(self, config: ModelConfig, device: CudaDevice, num_rows: int, num_steps: int) -> None:
-        self.event = device.event()
-        self.records = device.pinned((num_rows,), RECORD)
-        assert RECORD.names is not None
-        self.fields = {name: self.records[name] for name in RECORD.names}
-        self.states = device.pinned((num_rows, 2, 1), np.int32)
-        self.holds = device.pinned((num_rows, 1), np.int32)
-        self.columns = device.pinned((num_rows, 3, 1), np.float32)
-        self.tables = device.pinned((_STAGED_TABLES, 2, config.vocab_size), np.float32)
-        self.num_tables = 0
-        self.prefill = device.pinned((3, MAX_PREFILL_TOKENS), np.int32)
-        self.reports = device.pinned((num_steps, num_rows), np.int32)
-
-
 @dataclass(slots=True)
 class _Run:
     """A run in flight; a prefill has no reports."""
 
     first_step: int
-    staging: _Staging
+    staging: Staging
     reports: NDArray[np.int32] | None = None
     num_running: int = 0
     prompt_logprobs: list[Any] = field(default_factory=list)

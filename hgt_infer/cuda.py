@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
-import io
 import logging
-import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from ctypes import POINTER, addressof, c_char, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import addressof, c_char, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,209 +19,25 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
+from hgt_infer.capture_gate import GATE
 from hgt_infer.cuda_kernel import CudaKernel, Kernel
+from hgt_infer.cuda_runtime import (
+    DEVICE_TO_DEVICE,
+    DEVICE_TO_HOST,
+    HOST_TO_DEVICE,
+    NOT_READY,
+    OUT_OF_MEMORY,
+    Copy3D,
+    Extent,
+    PitchedPointer,
+    load_cuda,
+)
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
 
 logger = logging.getLogger(__name__)
 
-MIN_DRIVER = 13000
-"""CUDA version, 1000 · major + 10 · minor, that the driver must support: what ONNX Runtime is built with."""
-
-LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
-"""What ONNX Runtime's CUDA provider is linked with, besides the driver; a library behind those it needs."""
-
-# enum cudaMemcpyKind
-HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
-# enum cudaError
-OUT_OF_MEMORY, NOT_READY = 2, 600
-
 _NON_BLOCKING_STREAM = 1  # cudaStreamNonBlocking: does not wait for the default stream
 _EVENT_WITHOUT_TIMING = 2  # cudaEventDisableTiming; cudaEventBlockingSync is off: waiting spins
-
-
-class Extent(ctypes.Structure):
-    """struct cudaExtent: bytes, rows, slices."""
-
-    _fields_ = (("width", c_size_t), ("height", c_size_t), ("depth", c_size_t))
-
-
-class Position(ctypes.Structure):
-    """struct cudaPos: bytes, rows, slices."""
-
-    _fields_ = (("x", c_size_t), ("y", c_size_t), ("z", c_size_t))
-
-
-class PitchedPointer(ctypes.Structure):
-    """struct cudaPitchedPtr: rows `pitch` bytes apart, slices of `ysize` rows."""
-
-    _fields_ = (("ptr", c_void_p), ("pitch", c_size_t), ("xsize", c_size_t), ("ysize", c_size_t))
-
-
-class Copy3D(ctypes.Structure):
-    """struct cudaMemcpy3DParms, 160 bytes, as CUDA 13.0's driver_types.h lays it out on x86-64."""
-
-    _fields_ = (
-        ("srcArray", c_void_p),  # at 0
-        ("srcPos", Position),  # 8
-        ("srcPtr", PitchedPointer),  # 32
-        ("dstArray", c_void_p),  # 64
-        ("dstPos", Position),  # 72
-        ("dstPtr", PitchedPointer),  # 96
-        ("extent", Extent),  # 128
-        ("kind", c_int),  # 152
-    )
-
-
-_WAITING = {
-    "cudaSetDevice": (c_int,),
-    "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
-    "cudaMalloc": (POINTER(c_void_p), c_size_t),
-    "cudaFree": (c_void_p,),
-    "cudaHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
-    "cudaFreeHost": (c_void_p,),
-    "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
-    "cudaStreamSynchronize": (c_void_p,),
-    "cudaStreamDestroy": (c_void_p,),
-    "cudaEventCreateWithFlags": (POINTER(c_void_p), c_uint),
-    "cudaEventSynchronize": (c_void_p,),
-    "cudaEventDestroy": (c_void_p,),
-}
-_QUEUEING = {
-    "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
-    "cudaMemcpy2DAsync": (c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int, c_void_p),
-    "cudaMemcpy3DAsync": (POINTER(Copy3D), c_void_p),
-    "cudaMemsetAsync": (c_void_p, c_int, c_size_t, c_void_p),
-    "cudaEventRecord": (c_void_p, c_void_p),
-    "cudaEventQuery": (c_void_p,),
-    "cudaGetLastError": (),
-}
-
-
-class CudaRuntime:
-    """The CUDA runtime library's functions, under their own names and with their C signatures.
-
-    Functions that can wait let other Python threads run meanwhile. Those that only queue work do not:
-    a thread that gives up the interpreter's lock for a microsecond may get it back after milliseconds.
-    """
-
-    def __init__(self, library: str = LIBRARIES[0]) -> None:
-        waiting, queueing = ctypes.CDLL(library), ctypes.PyDLL(library)
-        for source, signatures in ((waiting, _WAITING), (queueing, _QUEUEING)):
-            for name, argtypes in signatures.items():
-                function = getattr(source, name)
-                function.argtypes, function.restype = argtypes, c_int
-                setattr(self, name, function)
-        for name in ("cudaGetErrorName", "cudaGetErrorString"):
-            function = getattr(queueing, name)
-            function.argtypes, function.restype = (c_int,), c_char_p
-            setattr(self, name, function)
-
-    def __getattr__(self, name: str) -> Any:  # for the type checker: every function is an attribute
-        raise AttributeError(name)
-
-
-class _Gate:
-    """Lets threads do device work side by side, or one of them alone while it captures.
-
-    ONNX Runtime captures in global mode: a cudaMalloc, cudaFree or cudaEventQuery of any other thread
-    would end the capture.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._depths: dict[int, int] = {}  # of the threads at work: sections that they are in
-        self._num_waiting = 0  # threads that want to be alone
-        self._alone: int | None = None  # the thread that is
-        self._put_off: deque[Callable[[], None]] = deque()
-
-    def enter(self) -> None:
-        """Begin a section of device work; within another one of the same thread at once."""
-        thread = threading.get_ident()
-        with self._changed:
-            if thread not in self._depths and self._alone != thread:
-                while self._alone is not None or self._num_waiting:
-                    self._changed.wait()
-            self._depths[thread] = self._depths.get(thread, 0) + 1
-
-    def leave(self) -> None:
-        """End the section."""
-        thread = threading.get_ident()
-        with self._changed:
-            self._depths[thread] -= 1
-            if not self._depths[thread]:
-                del self._depths[thread]
-                if self._num_waiting:
-                    self._changed.notify_all()
-        if self._put_off and self._alone is None:
-            self._run_put_off()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other thread is at work, and let none begin; a section of this thread's own is open.
-
-        Two threads that are both in a section and want to be alone are so one after the other.
-        """
-        thread = threading.get_ident()
-        with self._changed:
-            assert self._alone != thread, "a capture inside a capture"
-            depth = self._depths.pop(thread, 0)
-            self._num_waiting += 1
-            try:
-                self._changed.notify_all()
-                while self._alone is not None or self._depths:
-                    self._changed.wait()
-                self._alone = thread
-            finally:
-                self._num_waiting -= 1
-                if depth:
-                    self._depths[thread] = depth
-                self._changed.notify_all()
-        collects = gc.isenabled()
-        gc.disable()  # a session that is collected frees device memory
-        try:
-            yield
-        finally:
-            if collects:
-                gc.enable()
-            with self._changed:
-                self._alone = None
-                self._changed.notify_all()
-            self._run_put_off()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether this thread is in a section, or alone."""
-        thread = threading.get_ident()
-        return thread in self._depths or self._alone == thread
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this thread is alone."""
-        return self._alone == threading.get_ident()
-
-    def run_or_put_off(self, release: Callable[[], None]) -> None:
-        """Free something now or, during a capture, after it. Never waits: called by the garbage collector."""
-        self._put_off.append(release)
-        self._run_put_off()
-
-    def _run_put_off(self) -> None:
-        if not self._changed.acquire(blocking=False):
-            return  # whoever holds it comes here later, or the next section's end does
-        thread = threading.get_ident()
-        depth = self._depths.get(thread, 0)
-        try:
-            self._depths[thread] = depth + 1
-            while self._put_off and self._alone is None:
-                self._put_off.popleft()()
-        finally:
-            if depth:
-                self._depths[thread] = depth
-            else:
-                del self._depths[thread]
-            self._changed.release()
-
-
-_gate = _Gate()  # one for all devices of the process
 
 
 class _Section:
@@ -236,11 +48,11 @@ class _Section:
         self._device_id = device_id
 
     def __enter__(self) -> None:
-        _gate.enter()
+        GATE.enter()
         self._set_device(self._device_id)  # the current device is each thread's own
 
     def __exit__(self, *_: object) -> None:
-        _gate.leave()
+        GATE.leave()
 
 
 class _Owned:
@@ -388,7 +200,7 @@ class CudaDevice:
         self._owned = _Owned(self.cudart, device_id)
         self._section = _Section(self.cudart.cudaSetDevice, device_id)
         # Not at the interpreter's exit: threads may still run, and the driver frees everything anyway.
-        self._finalizer = weakref.finalize(self, _gate.run_or_put_off, self._owned.release)
+        self._finalizer = weakref.finalize(self, GATE.run_or_put_off, self._owned.release)
         self._finalizer.atexit = False
         stream = c_void_p()
         with self.at_work():
@@ -509,7 +321,7 @@ class CudaDevice:
         assert address.value
         memory = (c_char * num_bytes).from_address(address.value)
         free_host, pinned_address = self.cudart.cudaFreeHost, address.value
-        finalizer = weakref.finalize(memory, _gate.run_or_put_off, lambda: free_host(pinned_address))
+        finalizer = weakref.finalize(memory, GATE.run_or_put_off, lambda: free_host(pinned_address))
         finalizer.atexit = False
         array: NDArray[Any] = np.frombuffer(memoryview(memory), np.uint8)
         array.fill(0)
@@ -573,7 +385,7 @@ class CudaDevice:
 
         Whatever this thread does meanwhile belongs to the capture or to the runs that lead to it.
         """
-        with _gate.alone(), self.at_work():
+        with GATE.alone(), self.at_work():
             yield
 
     def close(self) -> None:
@@ -622,70 +434,3 @@ def _says_out_of_memory(error: Exception) -> bool:
     return any(
         phrase in text for phrase in ("failed to allocate memory", "out of memory", "smaller than requested")
     )
-
-
-def count_cuda_devices() -> int:
-    """GPUs that the driver shows; 0 where there is no driver.
-
-    onnxruntime-gpu lists its CUDA provider on machines without a GPU too, so the driver is asked.
-    """
-    driver = _open_driver()
-    count = c_int()
-    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def _open_driver() -> Any:
-    try:
-        return ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-
-
-def _driver_version() -> int:
-    """The newest CUDA version that the driver supports, 1000 · major + 10 · minor; 0 without a driver."""
-    driver, version = _open_driver(), c_int()
-    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return 0
-    return version.value
-
-
-def load_cuda(device_id: int) -> CudaRuntime:
-    """The CUDA runtime, after a check that a GPU, a driver and every library are there.
-
-    Raises:
-        DeviceUnavailableError: one of them is not.
-    """
-    device = f"device 'cuda:{device_id}' was asked for, but"
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise DeviceUnavailableError(
-            f"{device} the installed ONNX Runtime has no CUDA provider: "
-            "install onnxruntime-gpu in place of onnxruntime"
-        )
-    version = _driver_version()
-    if not version:
-        raise DeviceUnavailableError(f"{device} there is no NVIDIA driver (libcuda.so.1)")
-    if version < MIN_DRIVER:
-        raise DeviceUnavailableError(
-            f"{device} the NVIDIA driver supports CUDA up to {_shown_version(version)}: "
-            f"ONNX Runtime needs a driver for CUDA {_shown_version(MIN_DRIVER)} or newer"
-        )
-    num_devices = count_cuda_devices()
-    if device_id >= num_devices:
-        raise DeviceUnavailableError(f"{device} the driver shows {num_devices} GPU(s)")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        ort.preload_dlls()  # finds the libraries inside the nvidia-* wheels, prints what it does not
-    logger.debug("%s", printed.getvalue())
-    for library in LIBRARIES:
-        try:
-            ctypes.CDLL(library)
-        except OSError as error:
-            raise DeviceUnavailableError(
-                f"{device} {library} cannot be loaded ({error}): pip install 'hgt-infer[cuda]' brings it"
-            ) from error
-    return CudaRuntime()
-
-
-def _shown_version(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"

@@ -18,7 +18,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
-from hgt_infer.cuda import CudaDevice, count_cuda_devices
+from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda_runtime import count_cuda_devices
 from hgt_infer.errors import DeviceUnavailableError, ModelFormatError, ParameterError
 from hgt_infer.sampling_params import shown
 

@@ -21,8 +21,9 @@ import numpy as np
 from host_kernel import host_kernel
 from numpy.typing import NDArray
 
-from hgt_infer import cuda
-from hgt_infer.cuda import CudaDevice, _gate
+from hgt_infer import cuda_runtime as cuda
+from hgt_infer.capture_gate import GATE
+from hgt_infer.cuda import CudaDevice
 from hgt_infer.device import CpuDevice
 
 POISON = 0xFF  # NaN as a float of any width, -1 as an integer
@@ -72,7 +73,7 @@ class FakeCudart:
 
     def _status(self, function: str, *, needs_current: bool = False) -> int:
         self.calls.append(function)
-        assert _gate.is_open, f"{function} outside of at_work()"
+        assert GATE.is_open, f"{function} outside of at_work()"
         if needs_current:
             current = getattr(_current, "device", 0)
             assert current == self.device_id, f"{function}: this thread's device is {current}"
@@ -389,7 +390,7 @@ class FakeKernel:
 
     def launch(self, num_blocks: int) -> None:
         """Queue a run."""
-        assert _gate.is_open, "a launch outside of at_work()"
+        assert GATE.is_open, "a launch outside of at_work()"
         self._device.cudart.queue(lambda: self._run(num_blocks, self._addresses))
 
     def close(self) -> None:
@@ -503,7 +504,7 @@ class FakeSession:
         return self.real.get_outputs()
 
     def run_with_iobinding(self, binding: FakeBinding, run_options: Any = None) -> None:
-        assert _gate.is_open, "a run outside of at_work()"
+        assert GATE.is_open, "a run outside of at_work()"
         assert binding._session is self, "a binding of another session"
         assert self.device.is_open, "a run on a device that is closed"
         self.num_runs += 1
@@ -523,7 +524,7 @@ class FakeSession:
             self.device.cudart.run_all()
 
     def _capture(self, graph_id: int, binding: FakeBinding) -> None:
-        assert _gate.is_alone, f"gpu_graph_id {graph_id} is captured outside of capturing()"
+        assert GATE.is_alone, f"gpu_graph_id {graph_id} is captured outside of capturing()"
         self._thread = threading.get_ident()
         frozen = binding.freeze()
         host_values = frozen.host_values()

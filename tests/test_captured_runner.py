@@ -19,9 +19,9 @@ import pytest
 from fake_cuda import FakeCudaDevice
 from test_sampling_kernel import Rows
 
-from hgt_infer import cuda
 from hgt_infer.artifact import Artifact, read_artifact
 from hgt_infer.captured_runner import CapturedRunner
+from hgt_infer.cuda_runtime import OUT_OF_MEMORY
 from hgt_infer.device import CpuDevice
 from hgt_infer.errors import DeviceMemoryError, EngineError, ParameterError
 from hgt_infer.runner import ModelRunner
@@ -563,7 +563,7 @@ def test_an_error_of_onnx_runtime_ends_the_run(opened: Artifact, device: FakeCud
 def test_memory_that_does_not_suffice_is_an_error_of_its_own(
     opened: Artifact, device: FakeCudaDevice, at: int
 ) -> None:
-    device.cudart.fail("cudaMalloc", at=at, status=cuda.OUT_OF_MEMORY)
+    device.cudart.fail("cudaMalloc", at=at, status=OUT_OF_MEMORY)
     with pytest.raises(DeviceMemoryError):
         make_runner(opened, device)
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCudaDevice, FakeCudart
 
-from hgt_infer import cuda
-from hgt_infer.cuda import LIBRARIES, Copy3D, CudaDevice, CudaRuntime
-from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError
+from hgt_infer import cuda_runtime as cuda
+from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda_runtime import LIBRARIES, Copy3D, CudaRuntime
+from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
 
 # What is there and what is not.
 
@@ -56,9 +57,9 @@ def machine(
         return Driver(version, num_devices)
 
     providers = ["CUDAExecutionProvider"] * provider + ["CPUExecutionProvider"]
-    monkeypatch.setattr("hgt_infer.cuda.ort.get_available_providers", lambda: providers)
-    monkeypatch.setattr("hgt_infer.cuda.ort.preload_dlls", lambda: print("Failed to load"))
-    monkeypatch.setattr("hgt_infer.cuda.ctypes.CDLL", load)
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ort.get_available_providers", lambda: providers)
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ort.preload_dlls", lambda: print("Failed to load"))
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ctypes.CDLL", load)
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +139,8 @@ def test_every_function_that_is_used_has_its_signature(monkeypatch: pytest.Monke
             setattr(self, name, function)
             return function
 
-    monkeypatch.setattr("hgt_infer.cuda.ctypes.CDLL", Library)
-    monkeypatch.setattr("hgt_infer.cuda.ctypes.PyDLL", Library)
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ctypes.CDLL", Library)
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ctypes.PyDLL", Library)
     runtime = CudaRuntime()
     fake = {name for name in dir(FakeCudaDevice().cudart) if name.startswith("cuda")}
     assert fake == {name for name in vars(runtime) if name.startswith("cuda")}
@@ -328,7 +329,7 @@ def test_out_of_memory_in_any_function_is_a_memory_error() -> None:
         ("CUDA failure 2: out of memory ; GPU=0", DeviceMemoryError),
         ("Failed to allocate memory for requested buffer of size 154389504", DeviceMemoryError),
         ("Available memory of 5 is smaller than requested bytes of 9", DeviceMemoryError),
-        ("Protobuf parsing failed", cuda.ModelFormatError),
+        ("Protobuf parsing failed", ModelFormatError),
     ],
 )
 def test_weights_that_do_not_fit_are_told_from_a_broken_file(

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.artifact import Artifact
-from hgt_infer.cuda import CudaDevice, count_cuda_devices
+from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda_runtime import count_cuda_devices
 from hgt_infer.device import CpuDevice, Device
 from hgt_infer.errors import ModelFormatError, ParameterError
 from hgt_infer.export.checkpoint import Checkpoint
