@@ -294,12 +294,12 @@ class Scheduler:
         return finished
 
     def _append(self, sequence: Sequence, token_ids: list[int]) -> None:
-        for token_id in token_ids:
-            sequence.append(token_id)
-            if sequence.finish_reason is not None:
-                break
-        num_outputs = len(sequence.output_token_ids)
-        if num_outputs:
+        if token_ids:
+            if len(token_ids) == 1:
+                sequence.append(token_ids[0])
+            else:
+                sequence.extend(token_ids)
+            num_outputs = len(sequence.output_token_ids)
             sequence.num_computed = len(sequence.prompt_token_ids) + num_outputs - 1
         else:
             sequence.num_computed += 1

@@ -125,6 +125,24 @@ class Sequence:
         """Whether the prompt has to be computed here, for its log-probabilities."""
         return self.params.prompt_logprobs is not None and self.num_unscored < len(self.prompt_token_ids) - 1
 
+    def extend(self, token_ids: list[int]) -> None:
+        """Take sampled tokens in their order, as far as the sequence goes; at least one."""
+        params, output = self.params, self.output_token_ids
+        *others, last = token_ids
+        if (
+            self.output_text is None
+            and len(output) + len(token_ids) <= params.max_tokens
+            and params.eos_token_ids.isdisjoint(others)
+            and params.stop_token_ids.isdisjoint(others)
+        ):  # none but the last can end it
+            output += others
+            self.append(last)
+            return
+        for token_id in token_ids:
+            self.append(token_id)
+            if self.finish_reason is not None:
+                return
+
     def append(self, token_id: int) -> None:
         """Take a sampled token and set finish_reason where it ends the sequence."""
         params, output = self.params, self.output_token_ids

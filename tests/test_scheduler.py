@@ -331,6 +331,23 @@ def test_tokens_behind_the_end_are_dropped() -> None:
     assert sequence.output_token_ids == [5, EOS]
 
 
+@given(
+    token_ids=st.lists(st.sampled_from([5, 6, EOS, 42]), min_size=1, max_size=8),
+    max_tokens=st.integers(1, 8),
+    stop_token_ids=st.sampled_from([frozenset(), frozenset([42])]),
+)
+def test_many_tokens_at_once_are_as_one_by_one(
+    token_ids: list[int], max_tokens: int, stop_token_ids: frozenset[int]
+) -> None:
+    at_once, one_by_one = (make((1,), max_tokens=max_tokens, stop_token_ids=stop_token_ids) for _ in range(2))
+    at_once.extend(token_ids)
+    for token_id in token_ids:
+        if one_by_one.finish_reason is None:
+            one_by_one.append(token_id)
+    for name in ("output_token_ids", "finish_reason", "stop_reason"):
+        assert getattr(at_once, name) == getattr(one_by_one, name)
+
+
 def test_cancelling_frees_slots_for_the_next_run_and_forgets_what_waits() -> None:
     scheduler = Scheduler(num_slots=2)
     cancelled, other = [make((i,), max_tokens=100) for i in range(3)], make((9,))
