@@ -153,11 +153,13 @@ class CapturedRunner:
         """Free the device's memory."""
         self._runs.clear()
         self._replays.clear()
-        with self.device.at_work():
-            self.device.synchronize()
-            self._sampler.close()
-        del self.model, self.cache  # the session goes before its stream
-        self.device.close()
+        try:
+            with self.device.at_work():
+                self.device.synchronize()
+                self._sampler.close()
+        finally:  # also where the device has failed
+            del self.model, self.cache  # the session goes before its stream
+            self.device.close()
 
     # Launching
 

@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 MIN_DRIVER = 13000
 """CUDA version, 1000 · major + 10 · minor, that the driver must support: what ONNX Runtime is built with."""
 
-LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
-"""What ONNX Runtime's CUDA provider is linked with, besides the driver; a library behind those it needs."""
+LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libnvrtc.so.13")
+"""What ONNX Runtime's CUDA provider is linked with, besides the driver, and our kernel's compiler. A library
+stands behind those it needs."""
 
 # enum cudaMemcpyKind
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3

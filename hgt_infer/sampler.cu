@@ -21,7 +21,9 @@ typedef unsigned long long u64;
 #define MAX_NATS 27.5f               // exp(-27.5) · 2^40 is 1.2
 #define WEIGHT_ONE 1099511627776.0f  // 2^40: the weight of the likeliest token
 #define NO_LEVEL 0xffffffffu         // too light to be drawn, or banned
-#define ALL_TIES 0xffffffffu
+#define LANES 1024  // token ids id, id + LANES, … belong to a lane; the order of tokens goes lane by lane
+#define GROUP 32
+#define LANE_SIZE ((VOCAB_SIZE + LANES - 1) / LANES)
 #define INFINITE __int_as_float(0x7f800000)
 
 struct Record {
@@ -71,6 +73,14 @@ static __device__ u64 weight_of(u32 level) {
     return (u64)(expf((float)level * (-1.0f / LEVELS_PER_NAT)) * WEIGHT_ONE);
 }
 
+// A token's weight where it stays: below `limit`, or at it with an id up to last_tie; 0 elsewhere.
+static __device__ u64 kept_weight(const Row& row, int id, u32 limit, int last_tie, u64 lightest) {
+    u32 level = level_of(row, id);
+    if (level > limit || (level == limit && id > last_tie)) return 0;
+    u64 weight = weight_of(level);
+    return weight < lightest ? 0 : weight;
+}
+
 // Word `index` of the stream that NumPy's Philox gives for key {seed, sample_index}: Philox4x64-10 (Salmon et al.,
 // "Parallel random numbers: as easy as 1, 2, 3", 2011), whose counter starts at 1 and gives four words each.
 static __device__ u64 philox(u64 key0, u64 key1, u64 index) {
@@ -88,7 +98,7 @@ static __device__ u64 philox(u64 key0, u64 key1, u64 index) {
     return index % 4 == 0 ? c0 : index % 4 == 1 ? c1 : index % 4 == 2 ? c2 : c3;
 }
 
-// Of the whole block. Every thread calls them with its value, and gets the same result but for the scan.
+// Of the whole block: every thread calls them, and gets the same result.
 
 static __device__ float block_max(float value) {
     __shared__ float values[BLOCK];
@@ -104,58 +114,76 @@ static __device__ float block_max(float value) {
     return result;
 }
 
-// The sum over the threads before this one; *total is that over all.
-static __device__ u64 block_scan(u64 value, u64* total) {
-    __shared__ u64 sums[BLOCK];
-    int thread = threadIdx.x;
-    sums[thread] = value;
+// The sum of a value of each lane: `lanes` has one per lane, whichever thread wrote it.
+static __device__ u64 lanes_total(const u64* lanes, u64* groups) {
     __syncthreads();
-    for (int distance = 1; distance < BLOCK; distance *= 2) {
-        u64 before = thread >= distance ? sums[thread - distance] : 0;
-        __syncthreads();
-        sums[thread] += before;
-        __syncthreads();
+    for (int group = threadIdx.x; group < LANES / GROUP; group += BLOCK) {
+        u64 sum = 0;
+        for (int i = 0; i < GROUP; i++) sum += lanes[GROUP * group + i];
+        groups[group] = sum;
     }
-    u64 through = sums[thread];
-    *total = sums[BLOCK - 1];
     __syncthreads();
-    return through - value;
+    u64 total = 0;
+    for (int group = 0; group < LANES / GROUP; group++) total += groups[group];
+    return total;
 }
 
-// The lowest level T at which the levels 0 … T, none above `limit`, reach `goal`: tokens, or their weight.
-// *before is what those below T reach. A goal that is out of reach gives NO_LEVEL.
-static __device__ u32 level_that_reaches(const Row& row, u64 goal, bool by_weight, u32 limit, u64* before) {
-    __shared__ u64 bins[256], groups[16], chosen_before;
+// A histogram whose bins are added to by any number of threads at once. Two halves: the GPU adds 32 bits in
+// shared memory by itself, 64 bits by trying until nobody else was faster.
+struct Bins {
+    u32 low[256], high[256];
+};
+
+static __device__ void add(Bins& bins, u32 bin, u64 value) {
+    u32 low = (u32)value;
+    u32 before = atomicAdd(&bins.low[bin], low);
+    u32 high = (u32)(value >> 32) + (before + low < low);  // every wrap is seen by one
+    if (high) atomicAdd(&bins.high[bin], high);
+}
+
+static __device__ u64 value_of(const Bins& bins, u32 bin) { return (u64)bins.high[bin] << 32 | bins.low[bin]; }
+
+// What is summed up to a goal, digit by digit.
+enum What { TOKENS, WEIGHT, TIES };
+
+// The lowest key K at which the tokens with keys 0 … K reach `goal`. The key is a token's level, and what is summed
+// are tokens or their weights, of levels up to `limit`; or it is the id of a token whose level is `limit`
+// (TIES). *before is what keys below K reach, *at what K itself adds. A goal out of reach gives 0xffffffff.
+static __device__ u32 key_that_reaches(const Row& row, u64 goal, What what, u32 limit, u64* before, u64* at) {
+    __shared__ Bins bins;
+    __shared__ u64 groups[16], chosen_before;
     __shared__ u32 chosen;
     u32 prefix = 0;
     u64 sum = 0;
-    for (int shift = 24; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
-        for (int bin = threadIdx.x; bin < 256; bin += BLOCK) bins[bin] = 0;
+    const int first = what == TIES && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
+    for (int shift = first; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
+        for (int bin = threadIdx.x; bin < 256; bin += BLOCK) bins.low[bin] = bins.high[bin] = 0;
         __syncthreads();
         for (int id = threadIdx.x; id < VOCAB_SIZE; id += BLOCK) {
             u32 level = level_of(row, id);
-            bool has_prefix = shift == 24 || (level ^ prefix) >> (shift + 8) == 0;
-            if (level <= limit && level != NO_LEVEL && has_prefix)
-                atomicAdd(&bins[level >> shift & 255], by_weight ? weight_of(level) : 1ull);
+            u32 key = what == TIES ? id : level;
+            bool is_summed = what == TIES ? level == limit : level <= limit;
+            bool has_prefix = shift == 24 || (key ^ prefix) >> (shift + 8) == 0;
+            if (is_summed && has_prefix) add(bins, key >> shift & 255, what == WEIGHT ? weight_of(level) : 1);
         }
         __syncthreads();
         for (int group = threadIdx.x; group < 16; group += BLOCK) {
-            u64 group_sum = 0;
-            for (int i = 0; i < 16; i++) group_sum += bins[16 * group + i];
-            groups[group] = group_sum;
+            groups[group] = 0;
+            for (int i = 0; i < 16; i++) groups[group] += value_of(bins, 16 * group + i);
         }
         __syncthreads();
         if (threadIdx.x == 0) {
             int group = 0;
             while (group < 15 && sum + groups[group] < goal) sum += groups[group++];
             int bin = 16 * group;
-            while (bin < 16 * group + 15 && sum + bins[bin] < goal) sum += bins[bin++];
+            while (bin < 16 * group + 15 && sum + value_of(bins, bin) < goal) sum += value_of(bins, bin++);
             chosen = bin;
             chosen_before = sum;
         }
         __syncthreads();
         prefix |= chosen << shift;
         sum = chosen_before;
+        *at = value_of(bins, chosen);
         __syncthreads();
     }
     *before = sum;
@@ -172,63 +200,61 @@ static __device__ int likeliest(const Row& row) {
 
 // A token drawn in proportion to the weights of those that the filters leave.
 static __device__ int drawn(const Row& row, const Record& record, u64 random) {
-    __shared__ int token_id;
+    __shared__ u64 lanes[LANES], groups[LANES / GROUP], weights[LANE_SIZE], rest;
+    __shared__ int lane, token_id;
     u32 limit = NO_LEVEL - 1;      // the last level that stays
-    u32 num_ties = ALL_TIES;       // tokens that stay of those at the limit, the lowest ids
-    u64 before, total = 0, count;
+    int last_tie = VOCAB_SIZE - 1;  // the last id that stays there
+    u64 before, at;
     if (record.top_k > 0 && record.top_k < VOCAB_SIZE) {
-        u32 level = level_that_reaches(row, record.top_k, false, limit, &before);
+        u32 level = key_that_reaches(row, record.top_k, TOKENS, limit, &before, &at);
         limit = level < limit ? level : limit;
     }
     if (record.top_p < 1) {
-        u64 sum = 0;
-        for (int id = threadIdx.x; id < VOCAB_SIZE; id += BLOCK) {
-            u32 level = level_of(row, id);
-            if (level <= limit) sum += weight_of(level);
+        for (int i = threadIdx.x; i < LANES; i += BLOCK) {
+            u64 sum = 0;
+            for (int id = i; id < VOCAB_SIZE; id += LANES) {
+                u32 level = level_of(row, id);
+                if (level <= limit) sum += weight_of(level);
+            }
+            lanes[i] = sum;
         }
-        block_scan(sum, &total);
-        u64 goal = (u64)ceil((double)total * record.top_p);
+        u64 goal = (u64)ceil((double)lanes_total(lanes, groups) * record.top_p);
         if (goal < 1) goal = 1;
-        limit = level_that_reaches(row, goal, true, limit, &before);
+        limit = key_that_reaches(row, goal, WEIGHT, limit, &before, &at);
         u64 weight = weight_of(limit);
-        num_ties = (u32)((goal - before + weight - 1) / weight);
+        if (goal - before <= at - weight) {  // not all of the last level stay: those with the lowest ids
+            u64 num_ties = (goal - before + weight - 1) / weight;
+            last_tie = key_that_reaches(row, num_ties, TIES, limit, &before, &at);
+        }
     }
     u64 lightest = (u64)(record.min_p * WEIGHT_ONE);
-    u64 tie_weight = weight_of(limit) < lightest ? 0 : weight_of(limit);
 
-    // Each thread sums over ids of its own that lie side by side, so that ids keep their order over threads.
-    const int chunk = (VOCAB_SIZE + BLOCK - 1) / BLOCK;
-    int begin = threadIdx.x * chunk, end = begin + chunk < VOCAB_SIZE ? begin + chunk : VOCAB_SIZE;
-    u64 sum = 0, ties = 0;
-    for (int id = begin; id < end; id++) {
-        u32 level = level_of(row, id);
-        if (level < limit) {
-            u64 weight = weight_of(level);
-            sum += weight < lightest ? 0 : weight;
-        } else if (level == limit) {
-            ties++;
-        }
+    for (int i = threadIdx.x; i < LANES; i += BLOCK) {
+        u64 sum = 0;
+        for (int id = i; id < VOCAB_SIZE; id += LANES) sum += kept_weight(row, id, limit, last_tie, lightest);
+        lanes[i] = sum;
     }
-    u64 ties_before = block_scan(ties, &count);
-    u64 ties_left = ties_before < num_ties ? num_ties - ties_before : 0;
-    sum += (ties < ties_left ? ties : ties_left) * tie_weight;
-    u64 through = block_scan(sum, &total);
-    u64 target = __umul64hi(random, total);  // 0 … total - 1
-    if (through <= target && target < through + sum) {
-        for (int id = begin; id < end; id++) {
-            u32 level = level_of(row, id);
-            u64 weight = level < limit ? weight_of(level) : 0;
-            if (weight < lightest) weight = 0;
-            if (level == limit && ties_left > 0) {
-                weight = tie_weight;
-                ties_left--;
-            }
-            if (target < through + weight) {
-                token_id = id;
-                break;
-            }
-            through += weight;
-        }
+    u64 total = lanes_total(lanes, groups);
+    if (threadIdx.x == 0) {
+        u64 target = __umul64hi(random, total);  // 0 … total - 1
+        int group = 0;
+        while (target >= groups[group]) target -= groups[group++];
+        int i = GROUP * group;
+        while (target >= lanes[i]) target -= lanes[i++];
+        lane = i;
+        rest = target;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < LANE_SIZE; i += BLOCK) {
+        int id = lane + LANES * i;
+        weights[i] = id < VOCAB_SIZE ? kept_weight(row, id, limit, last_tie, lightest) : 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int i = 0;
+        u64 target = rest;
+        while (target >= weights[i]) target -= weights[i++];
+        token_id = lane + LANES * i;
     }
     __syncthreads();
     return token_id;

@@ -194,14 +194,16 @@ class Scheduler:
         if not self._prefilling:
             while self._free_slots and (sequence := self.line.next) and self._enter(sequence, copies):
                 admitted.append(self.line.take())
-        released, self._released = [slot for slot in self._released if self._slots[slot] is None], []
+        if self.num_running == 0:
+            return None
+        released = [slot for slot in dict.fromkeys(self._released) if self._slots[slot] is None]
+        self._released.clear()
         if self._prefilling:
             num_tokens = min(self._prefilling[0].num_prompt_left, MAX_PREFILL_TOKENS)
             return Batch(list(self._prefilling), num_tokens, True, copies, admitted, released)
         if self._closes_gaps:
             self._close_gaps(copies)
-        running = self.running
-        return Batch(running, 1, False, copies, admitted, released) if running else None
+        return Batch(self.running, 1, False, copies, admitted, released)
 
     def _enter(self, sequence: Sequence, copies: list[Copy]) -> bool:
         """Give the lowest free slot to a sequence, or return False: it has to wait for a prefill.

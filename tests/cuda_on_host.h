@@ -25,7 +25,7 @@ static void __syncthreads() {
     if (BLOCK > 1) pthread_barrier_wait(&barrier);
 }
 
-static unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+static unsigned atomicAdd(unsigned* address, unsigned value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 

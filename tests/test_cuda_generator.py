@@ -136,6 +136,15 @@ def test_warming_up_leaves_nothing_to_capture(make: Make, devices: list[FakeCuda
     assert set(devices[0].sessions[0].captures) == captured
 
 
+def test_slots_of_calls_that_needed_the_host_hold_up_nobody_afterwards(make: Make) -> None:
+    generator = make()
+    generator.generate("a", dataclasses.replace(SAMPLED, n=4, logprobs=1))
+    lane = generator._engine._lanes[0]
+    assert lane.runner.max_in_flight == 1
+    generator.generate("a", dataclasses.replace(SAMPLED, n=1))
+    assert lane.runner.max_in_flight == 2
+
+
 def test_steps_wasted_behind_ends_are_counted(make: Make) -> None:
     late, at_once = make(steps_per_sync=8), make(steps_per_sync=1)
     for generator in (late, at_once):
@@ -170,6 +179,9 @@ def test_a_gpu_that_fails_amid_a_batch_ends_its_own_generator_alone(
     assert all("cudaErrorIllegalAddress" in str(error) for error in errors)
     with pytest.raises(EngineError, match="the device failed"):
         failing.generate("a")
+    failing.close()
+    assert not devices[0].is_open
+    assert not devices[0].cudart.device_memory
     assert other.generate(PROMPTS, SAMPLED) == expected
 
 

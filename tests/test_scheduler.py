@@ -287,6 +287,16 @@ def test_a_slot_that_is_given_on_at_once_is_not_released() -> None:
     assert schedule(scheduler).released == [1]
 
 
+def test_slots_that_were_freed_before_an_idle_time_are_released_behind_it() -> None:
+    scheduler = Scheduler(num_slots=3, closes_gaps=False)
+    add(scheduler, *(make((i,), max_tokens=1) for i in range(3)))
+    step(scheduler, 5, 5, 5)
+    assert scheduler.schedule() is None
+    add(scheduler, make((7,)))
+    assert schedule(scheduler).released == [1, 2]
+    assert schedule(scheduler).released == []
+
+
 def test_prompts_are_prefilled_one_by_one_where_they_must_not_share_a_run() -> None:
     scheduler = Scheduler(num_slots=4, shares_prefills=False)
     add(scheduler, *(make((i,) * 20) for i in range(3)))
