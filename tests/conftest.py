@@ -8,6 +8,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import stub_cuda
 import torch
 from checkpoints import write_checkpoint
 from small_checkpoint import small_model, write_small_checkpoint
@@ -56,6 +57,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint, exported."""
     return export_checkpoint(checkpoint, tmp_path_factory.mktemp("artifact") / "fp32").path
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of libraries that stand in for CUDA's."""
+    reason = stub_cuda.why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("libraries")
+    stub_cuda.build(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

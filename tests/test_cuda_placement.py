@@ -26,16 +26,6 @@ NOT_CAPTURED = {
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = "123"  # cudaMemcpyKind
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    reason = stub_cuda.why_not()
-    if reason:
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("libraries")
-    stub_cuda.build(folder)
-    return folder
-
-
 def assert_captured(result: stub_cuda.Result) -> list[stub_cuda.Call]:
     """All nodes on the GPU, nothing in the capture that a replay would do wrong; the capture's calls."""
     assert result.placed.keys() == {"CUDAExecutionProvider"}

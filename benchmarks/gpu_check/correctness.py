@@ -213,7 +213,7 @@ def check_captured(subject: Subject) -> Result:
     num_different = sum(result.num_different for result in found.values())
     figure = f"{num_different} of {2 * num_slots} sequences part, at most {max(flips):.1%} of the tokens"
     worst = max(found, key=lambda name: found[name].flips)
-    says = f"greedy, sampled and penalized ones, fed and prefilled; {worst}: {found[worst]}"
+    says = f"greedy, with and without penalties, fed and prefilled; {worst}: {found[worst]}"
     values = {name: vars(result) for name, result in found.items()}
     return judged("captured = eager", max(flips) <= MAX_FLIPS, figure, says, **values)
 
