@@ -99,11 +99,12 @@ class Engine:
     def _run(self, lane: Lane, batch: Batch) -> None:
         """Launch a batch, and look at those before it while it runs.
 
-        Behind a prefill nothing is launched before it was looked at: what comes next depends on it.
+        A batch that is scored is looked at before the next one: it may be all that was asked of a sequence.
         """
         lane.runner.launch(batch)
+        lane.scheduler.launched(batch)
         lane.in_flight.append((batch, time.perf_counter()))
-        while len(lane.in_flight) >= (1 if batch.is_prefill else lane.runner.max_in_flight):
+        while len(lane.in_flight) >= (1 if batch.is_scored else lane.runner.max_in_flight):
             self._collect(lane)
 
     def _collect(self, lane: Lane) -> None:

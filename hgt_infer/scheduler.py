@@ -54,6 +54,11 @@ class Batch:
     admitted: list[Sequence]
     released: list[int] = field(default_factory=list)
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether it is a prefill that reports log-probabilities of prompts."""
+        return self.is_prefill and any(sequence.scores_prompt for sequence in self.sequences)
+
 
 @dataclass(slots=True)
 class BatchOutput:
@@ -258,6 +263,15 @@ class Scheduler:
                 sequence.slot = target
         self._free_slots = list(range(num_running, self.num_slots))
 
+    def launched(self, batch: Batch) -> None:
+        """Note that a batch runs: what is scheduled next runs behind it, and finds its prompts computed."""
+        if batch.is_prefill:
+            for sequence in batch.sequences:
+                sequence.num_computed += batch.num_tokens
+                if sequence.has_cached_prompt:
+                    self._prefilling.remove(sequence)
+                    self._set_cached_prompt(_slot(sequence), sequence.prompt_token_ids)
+
     def update(self, batch: Batch, output: BatchOutput) -> list[Sequence]:
         """Give each sequence what the run gave it, free the slots of those that end, and return these.
 
@@ -268,31 +282,24 @@ class Scheduler:
             sequence.logprobs.append(token_logprobs)
         for sequence, prompt_logprobs in output.prompt_logprobs:
             sequence.prompt_logprobs.extend(prompt_logprobs)
+        failed = {sequence for sequence, _ in output.errors}
+        finished = []
+        for sequence, token_ids in output.new_tokens:
+            if sequence.slot is not None:
+                self._append(sequence, token_ids)
+                if sequence.finish_reason is not None and sequence not in failed:
+                    finished.append(sequence)
         if batch.is_prefill:
-            finished = self._update_prefill(batch)
-        else:
-            failed = {sequence for sequence, _ in output.errors}
-            finished = []
-            for sequence, token_ids in output.new_tokens:
-                if sequence.slot is not None:
-                    self._append(sequence, token_ids)
-                    if sequence.finish_reason is not None and sequence not in failed:
-                        finished.append(sequence)
+            for sequence in batch.sequences:
+                if (
+                    sequence.slot is not None
+                    and sequence.params.max_tokens == 0
+                    and sequence.has_cached_prompt
+                ):
+                    sequence.finish_reason = "length"  # no more than the prompt was asked for
+                    finished.append(sequence)
         for sequence in finished:
             self._free(sequence)
-        return finished
-
-    def _update_prefill(self, batch: Batch) -> list[Sequence]:
-        """Those that end: of which no more than the prompt was asked for."""
-        finished = []
-        for sequence in batch.sequences:
-            sequence.num_computed += batch.num_tokens
-            if sequence.slot is not None and sequence.has_cached_prompt:
-                self._prefilling.remove(sequence)
-                self._set_cached_prompt(sequence.slot, sequence.prompt_token_ids)
-                if sequence.params.max_tokens == 0:
-                    sequence.finish_reason = "length"
-                    finished.append(sequence)
         return finished
 
     def _append(self, sequence: Sequence, token_ids: list[int]) -> None:

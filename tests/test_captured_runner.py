@@ -185,8 +185,9 @@ def run_all(runner: Any, scheduler: Scheduler, calls: list[Call]) -> list[list[R
         batch = scheduler.schedule()
         if batch is not None:
             runner.launch(batch)
+            scheduler.launched(batch)
             in_flight.append(batch)
-            limit = 1 if batch.is_prefill else runner.max_in_flight
+            limit = 1 if batch.is_scored else runner.max_in_flight
             while len(in_flight) >= limit:
                 collect()
         elif in_flight:

@@ -41,6 +41,7 @@ def run_all(runner: ModelRunner, *sequences: Sequence) -> list[BatchOutput]:
     scheduler, outputs = make_scheduler(*sequences), []
     while (batch := scheduler.schedule()) is not None:
         outputs.append(run(runner, batch))
+        scheduler.launched(batch)
         scheduler.update(batch, outputs[-1])
     return outputs
 

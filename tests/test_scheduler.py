@@ -74,6 +74,12 @@ def sampled(batch: Batch, token_ids: list[int]) -> BatchOutput:
     return BatchOutput(new_tokens, num_sampled=sum(len(ids) for _, ids in new_tokens))
 
 
+def advance(scheduler: Scheduler, batch: Batch, output: BatchOutput) -> list[Sequence]:
+    """As the engine: a batch is launched, and its output comes."""
+    scheduler.launched(batch)
+    return scheduler.update(batch, output)
+
+
 def schedule(scheduler: Scheduler) -> Batch:
     batch = scheduler.schedule()
     assert batch is not None
@@ -84,13 +90,13 @@ def run_to_end(scheduler: Scheduler) -> list[Batch]:
     cache, batches = CacheModel(scheduler.num_slots), []
     while (batch := scheduler.schedule()) is not None:
         batches.append(batch)
-        scheduler.update(batch, cache.run(batch))
+        advance(scheduler, batch, cache.run(batch))
     return batches
 
 
 def step(scheduler: Scheduler, *token_ids: int) -> Batch:
     batch = schedule(scheduler)
-    scheduler.update(batch, sampled(batch, list(token_ids)))
+    advance(scheduler, batch, sampled(batch, list(token_ids)))
     return batch
 
 
@@ -105,7 +111,7 @@ def test_a_short_prompt_is_fed_token_by_token_beside_running_sequences() -> None
         batch = schedule(scheduler)
         assert not batch.is_prefill
         fed.append(rider.next_input_id)
-        scheduler.update(batch, sampled(batch, [8, 8]))
+        advance(scheduler, batch, sampled(batch, [8, 8]))
     assert fed == [4, 5, 6]
     assert rider.output_token_ids == [8]  # what was sampled while it fed its prompt is dropped
     assert running.output_token_ids == [7, 8, 8, 8]
@@ -126,7 +132,7 @@ def test_how_a_prompt_is_computed_depends_on_the_prompt_alone() -> None:
                 batch = schedule(scheduler)
                 if batch.is_prefill:
                     prefills.append(batch.num_tokens)
-                scheduler.update(batch, sampled(batch, [1] * len(batch.sequences)))
+                advance(scheduler, batch, sampled(batch, [1] * len(batch.sequences)))
             assert prefills == {LONG: [LONG - 1], 300: [256, 43]}.get(length, [])
 
 
@@ -149,7 +155,7 @@ def test_a_freed_slot_goes_to_the_next_waiting_sequence() -> None:
     first, second = make((1,), max_tokens=1), make((2,), max_tokens=1)
     add(scheduler, first, second)
     batch = schedule(scheduler)
-    assert scheduler.update(batch, sampled(batch, [5])) == [first]
+    assert advance(scheduler, batch, sampled(batch, [5])) == [first]
     assert first.slot is None
     assert schedule(scheduler).sequences == [second]
     assert second.slot == 0
@@ -204,12 +210,12 @@ def test_a_prompt_is_copied_from_a_slot_whose_sequence_has_ended() -> None:
     prompt = (1,) * 50
     add(scheduler, make((5,), max_tokens=99), make(prompt, max_tokens=1))
     batches = [schedule(scheduler)]
-    scheduler.update(batches[0], BatchOutput())
+    advance(scheduler, batches[0], BatchOutput())
     step(scheduler, 5, 5)
     add(scheduler, make((6,), max_tokens=99), make(prompt, max_tokens=1))
     batch = schedule(scheduler)  # the first one takes the slot that held the prompt
     assert batch.is_prefill
-    scheduler.update(batch, BatchOutput())
+    advance(scheduler, batch, BatchOutput())
     step(scheduler, 5, 5, 5)
     add(scheduler, make(prompt))
     assert schedule(scheduler).copies == []
@@ -219,7 +225,7 @@ def test_a_sequence_that_reports_its_prompt_computes_it_itself() -> None:
     scheduler = Scheduler(num_slots=2)
     prompt = (1,) * 50
     add(scheduler, make(prompt, max_tokens=50))
-    scheduler.update(schedule(scheduler), BatchOutput())
+    advance(scheduler, schedule(scheduler), BatchOutput())
     add(scheduler, make(prompt, prompt_logprobs=0))
     batch = schedule(scheduler)
     assert batch.is_prefill
@@ -328,7 +334,7 @@ def test_what_comes_for_a_sequence_that_has_left_is_dropped() -> None:
     request = add(scheduler, sequence)
     batch = schedule(scheduler)
     scheduler.cancel(request)
-    assert scheduler.update(batch, sampled(batch, [5])) == []
+    assert advance(scheduler, batch, sampled(batch, [5])) == []
     assert sequence.output_token_ids == []
 
 
@@ -337,7 +343,7 @@ def test_tokens_behind_the_end_are_dropped() -> None:
     sequence = make((1,), max_tokens=9)
     add(scheduler, sequence)
     batch = schedule(scheduler)
-    scheduler.update(batch, BatchOutput([(sequence, [5, EOS, 6])]))
+    advance(scheduler, batch, BatchOutput([(sequence, [5, EOS, 6])]))
     assert sequence.output_token_ids == [5, EOS]
 
 
@@ -380,7 +386,7 @@ def test_a_prompt_that_is_cancelled_half_computed_leaves_its_slot() -> None:
     other = make((3,) * 20)
     add(scheduler, other)
     assert schedule(scheduler).num_tokens == 256
-    scheduler.update(Batch(scheduler.running[1:], 256, True, [], []), BatchOutput())
+    advance(scheduler, Batch(scheduler.running[1:], 256, True, [], []), BatchOutput())
     scheduler.cancel(request)
     batch = schedule(scheduler)
     assert (batch.sequences, batch.num_tokens) == ([other], 19)
@@ -461,7 +467,7 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
             assert len(batch.sequences) == num_slots or not scheduler.line.requests
         cache.run(batch)
         output = sampled(batch, [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences])
-        for sequence in scheduler.update(batch, output):
+        for sequence in advance(scheduler, batch, output):
             assert sequence.slot is None
         slots = [s.slot for s in scheduler.running]
         assert len(slots) == len(set(slots)) == scheduler.num_running
@@ -489,7 +495,7 @@ def test_no_call_waits_for_more_than_one_turn_of_each_other(
     order: list[int] = []
     while (batch := scheduler.schedule()) is not None:
         order += [s.prompt_token_ids[0] for s in batch.admitted]
-        scheduler.update(batch, cache.run(batch))
+        advance(scheduler, batch, cache.run(batch))
     for number, size in enumerate(sizes):
         turns = [-1] + [i for i, call in enumerate(order) if call == number]
         assert len(turns) == size + 1
