@@ -43,7 +43,10 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 bench: $(INSTALLED_ALL)  ## every benchmark; results in build/bench
 	@$(PYTHON) -m pytest benchmarks
 
-gpu-check: $(INSTALLED_CUDA)  ## what works on this machine's GPU, and how fast (QUICK=1: in 3 minutes)
+gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: in 3 minutes)
+	@$(PYTHON) -c 'import sys; from hgt_infer.cuda_runtime import count_cuda_devices as count; \
+		sys.exit(None if count() else "error: the NVIDIA driver shows no GPU here")'
+	@$(MAKE) --no-print-directory $(INSTALLED_CUDA)
 	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) $(if $(PROFILE),--profile) \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
