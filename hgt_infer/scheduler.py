@@ -163,7 +163,8 @@ class Scheduler:
         self._free_slots = list(range(num_slots))  # a heap
         self._released: list[int] = []
         self._prefilling: list[Sequence] = []
-        # The prompt of which each slot holds all but the last token, also after its sequence has ended.
+        # The prompt of which each slot holds all but the last token, also after its sequence has ended. Only
+        # where it was computed in the way of its length: who copies it must not see what others were asked.
         self._cached_prompts: list[tuple[int, ...] | None] = [None] * num_slots
         self._slots_of_prompt: dict[tuple[int, ...], dict[int, None]] = {}
 
@@ -270,7 +271,7 @@ class Scheduler:
                 sequence.num_computed += batch.num_tokens
                 if sequence.has_cached_prompt:
                     self._prefilling.remove(sequence)
-                    self._set_cached_prompt(_slot(sequence), sequence.prompt_token_ids)
+                    self._note_cached_prompt(sequence)
 
     def update(self, batch: Batch, output: BatchOutput) -> list[Sequence]:
         """Give each sequence what the run gave it, free the slots of those that end, and return these.
@@ -312,9 +313,8 @@ class Scheduler:
             sequence.num_computed = len(sequence.prompt_token_ids) + num_outputs - 1
         else:
             sequence.num_computed += 1
-        slot = _slot(sequence)
-        if self._cached_prompts[slot] is None and sequence.has_cached_prompt:
-            self._set_cached_prompt(slot, sequence.prompt_token_ids)
+        if self._cached_prompts[_slot(sequence)] is None and sequence.has_cached_prompt:
+            self._note_cached_prompt(sequence)
 
     def _free(self, sequence: Sequence) -> None:
         slot = _slot(sequence)
@@ -323,6 +323,12 @@ class Scheduler:
         self._released.append(slot)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
+
+    def _note_cached_prompt(self, sequence: Sequence) -> None:
+        """Let others copy a prompt that is computed now, unless it was prefilled only to be scored."""
+        prompt = sequence.prompt_token_ids
+        if len(prompt) > self._max_fed_tokens or not sequence.scores_prompt:
+            self._set_cached_prompt(_slot(sequence), prompt)
 
     def _set_cached_prompt(self, slot: int, prompt: tuple[int, ...] | None) -> None:
         previous = self._cached_prompts[slot]

@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -314,6 +315,21 @@ def test_a_prompt_that_is_scored_is_prefilled_however_short() -> None:
     add(scheduler, make((1, 2), prompt_logprobs=0))
     batch = schedule(scheduler)
     assert (batch.is_prefill, batch.num_tokens) == (True, 1)
+
+
+@pytest.mark.parametrize(("length", "is_copied"), [(MAX_FED_TOKENS, False), (LONG, True)])
+def test_only_a_prompt_that_would_be_prefilled_anyway_is_copied_from_one_that_was_scored(
+    length: int, is_copied: bool
+) -> None:
+    """A prefill and steps round differently: a request must not depend on what others were asked."""
+    scheduler = Scheduler(num_slots=2)
+    add(scheduler, make((1,) * length, max_tokens=50, prompt_logprobs=0))
+    assert step(scheduler).is_prefill
+    step(scheduler, 5)
+    other = make((1,) * length)
+    add(scheduler, other)
+    assert bool(schedule(scheduler).copies) == is_copied
+    assert other.num_computed == (length - 1 if is_copied else 0)
 
 
 def test_two_schedulers_share_a_line() -> None:
