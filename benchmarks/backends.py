@@ -70,10 +70,17 @@ class Transformers:
 
     def __init__(self, checkpoint: Path, *, num_threads: int) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(num_threads)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self._take(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32), "cpu")
+
+    def _take(self, model: Any, device: str) -> None:
+        from transformers import GenerationConfig
+
+        self.device = device
+        self.model: Any = model.to(device).eval()
+        self.settings: dict[str, Any] = {}  # more of them, for every call
         end_of_text = self.model.config.eos_token_id
         # What the checkpoint says of sampling is left out: the workload says it all.
         self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
@@ -104,12 +111,13 @@ class Transformers:
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in workload.prompt_token_ids]
         with torch.inference_mode():
             output_ids = self.model.generate(
-                torch.tensor(rows),
-                attention_mask=torch.tensor(mask),
+                torch.tensor(rows, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
                 max_new_tokens=num_new_tokens,
                 min_new_tokens=num_new_tokens,
                 do_sample=not greedy,
                 use_cache=True,
+                **self.settings,
                 **settings,
             )
         return [tuple(row) for row in output_ids[:, width:].tolist()]
@@ -122,10 +130,10 @@ class Transformers:
         import torch
 
         with torch.inference_mode():
-            logits = self.model(torch.tensor([[*prompt_token_ids, *token_ids]])).logits[0]
-            logits = logits[len(prompt_token_ids) - 1 : -1]  # [tokens, vocabulary]
+            ids = torch.tensor([[*prompt_token_ids, *token_ids]], device=self.device)
+            logits = self.model(ids).logits[0, len(prompt_token_ids) - 1 : -1].float()  # [tokens, vocabulary]
             logits[:, self.model.generation_config.eos_token_id] = -torch.inf
-            chosen = logits.gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+            chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
             margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
         return margins
 

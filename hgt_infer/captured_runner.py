@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hgt_infer.artifact import PRECISIONS, Artifact
 from hgt_infer.captured_memory import STAGED_TABLES, WORD_BYTES, CapturedMemory, Staging
 from hgt_infer.cuda import CudaDevice
 from hgt_infer.memory_plan import model_memory_limit, plan_slots
-from hgt_infer.model_session import ModelSession
+from hgt_infer.model_session import ModelSession, run_options
 from hgt_infer.sampling import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -30,12 +28,13 @@ from hgt_infer.sampling import (
     needs_host,
     num_scored,
     sample_on_host,
-    score_prompt,
+    score_prompts,
     token_logprobs,
     uniforms,
 )
+from hgt_infer.sampling_kernel import open_sampler
 from hgt_infer.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
-from hgt_infer.sequence import Sequence
+from hgt_infer.sequence import Sequence, SequenceParams
 from hgt_infer.slot_record import (
     HELD,
     MAX_EOS_TOKENS,
@@ -46,10 +45,6 @@ from hgt_infer.slot_record import (
     WAITS,
 )
 from hgt_infer.token_log import TokenLog
-
-SAMPLER = Path(__file__).with_name("sampler.cu")
-BLOCK_SIZE = 1024
-"""Threads that sample a row."""
 
 _HOLDS_OFFSET = RECORD.fields["holds"][1]  # type: ignore[index]
 
@@ -104,14 +99,8 @@ class CapturedRunner:
         self._batch_invariant = batch_invariant
         self._steps_per_sync = steps_per_sync
         self._num_steps = max(1, steps_per_sync // 2)
-        memory = self._memory = CapturedMemory(config, device, self.num_rows, max_length)
-        self._sampler = device.kernel(
-            SAMPLER,
-            "sample",
-            block_size=BLOCK_SIZE,
-            defines={"VOCAB_SIZE": config.vocab_size},
-            addresses=memory.sampler_arguments(),
-        )
+        self._memory = CapturedMemory(config, device, self.num_rows, max_length)
+        self._sampler = open_sampler(device, config.vocab_size, self._memory.sampler_arguments())
         # A run's uploads lie here until it is collected; its reports as well.
         self._stagings = deque(Staging(config, device, self.num_rows, self._num_steps) for _ in range(2))
         self._host_logits = device.pinned(
@@ -121,15 +110,13 @@ class CapturedRunner:
         self._log = TokenLog(self.num_rows, max_length)
         self._sequences: list[Sequence | None] = [None] * self.num_rows
         self._running: set[int] = set()  # slots that steps advance, or the host for them
-        self._adjusted: set[int] = set()  # of all that have a sequence
         self._held: set[int] = set()  # the host reads the logits of each of their tokens
-        self._drawn_on_host: set[int] = set()
         self._rows_of_held: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._dirty: set[int] = set()  # slots whose adjustments on the device are not neutral
         self._next_inputs: dict[int, tuple[int, int]] = {}  # input id and position where the host has drawn
         # Token id, and its bias, penalty and count from then on.
         self._next_adjustments: dict[int, tuple[int, float, float, int]] = {}
-        self._eager_options = _run_options(-1, waits=False)
+        self._eager_options = run_options(-1, waits=False)
         self._next_step = 0  # number of the first step that is not launched
         with device.at_work():
             self._write_idle_records()
@@ -227,11 +214,7 @@ class CapturedRunner:
             logits = self._host_logits[: num_rows * num_outputs]
             self.device.copy_to_host(logits, memory.prefill_logits)
             self.device.synchronize()
-            run.prompt_logprobs = [
-                (sequence, score_prompt(sequence, rows, stop))
-                for sequence, rows in zip(sequences, np.split(logits, num_rows), strict=True)
-                if sequence.scores_prompt
-            ]
+            run.prompt_logprobs = score_prompts(sequences, logits, stop)
         for sequence in sequences:
             if stop >= len(sequence.prompt_token_ids) - 1 and sequence.params.max_tokens:
                 self._go(sequence, run.staging)
@@ -245,14 +228,10 @@ class CapturedRunner:
         prompt_length, max_tokens = len(prompt), params.max_tokens
         self._forget(slot)
         self._sequences[slot] = sequence
-        suppresses_too_many = len(params.eos_token_ids) > MAX_EOS_TOKENS and params.min_tokens > 0
-        is_drawn_on_host = suppresses_too_many or needs_host(params, self.config.vocab_size, max_top_k=None)
-        if is_drawn_on_host:
-            self._drawn_on_host.add(slot)
-        if is_drawn_on_host or params.logprobs is not None:
+        if params.logprobs is not None or self._is_drawn_on_host(params):
             self._held.add(slot)
-        if is_adjusted(params):
-            self._adjusted.add(slot)
+        has_adjustment = is_adjusted(params)
+        if has_adjustment:
             self._write_adjustment(slot, sequence, staging)
         elif slot in self._dirty:
             self._clear_adjustment(slot)
@@ -270,12 +249,12 @@ class CapturedRunner:
         fields["prompt_length"][slot] = prompt_length
         fields["last_position"][slot] = prompt_length - 1 + max(max_tokens - 1, 0)
         fields["holds"][slot] = STANDS if is_prefilled else self._holds_of(slot)
-        fields["is_adjusted"][slot] = slot in self._adjusted
+        fields["is_adjusted"][slot] = has_adjustment
         fields["repetition_penalty"][slot] = params.repetition_penalty
         fields["frequency_penalty"][slot] = params.frequency_penalty
         fields["first_penalty"][slot] = params.frequency_penalty + params.presence_penalty
         fields["eos_token_ids"][slot] = -1
-        if params.min_tokens and not suppresses_too_many:
+        if params.min_tokens and not _suppresses_too_many(params):
             fields["eos_token_ids"][slot, : len(params.eos_token_ids)] = list(params.eos_token_ids)
         fields["fed_tokens"][slot] = -1
         if position < prompt_length - 1:
@@ -293,6 +272,9 @@ class CapturedRunner:
         )
         if not is_prefilled:
             self._begin(slot)
+
+    def _is_drawn_on_host(self, params: SequenceParams) -> bool:
+        return _suppresses_too_many(params) or needs_host(params, self.config.vocab_size, max_top_k=None)
 
     def _holds_of(self, slot: int) -> int:
         return WAITS if slot in self._held else RUNS
@@ -320,8 +302,8 @@ class CapturedRunner:
 
     def _forget(self, slot: int) -> None:
         """Forget what the slot's last sequence needed."""
-        for slots in (self._running, self._adjusted, self._held, self._drawn_on_host):
-            slots.discard(slot)
+        self._running.discard(slot)
+        self._held.discard(slot)
         self._rows_of_held.pop(slot, None)
         self._next_inputs.pop(slot, None)
         self._next_adjustments.pop(slot, None)
@@ -415,7 +397,7 @@ class CapturedRunner:
         for (slot, sequence, report), logits in zip(current, self._host_logits, strict=False):
             output_token_ids = sequence.output_token_ids + self._log.not_taken(slot)
             rows = self._adjustment_of(slot, sequence, output_token_ids)
-            if report <= HELD and slot not in self._drawn_on_host:
+            if report <= HELD and not self._is_drawn_on_host(sequence.params):
                 token_id = HELD - report
             else:
                 try:
@@ -452,7 +434,7 @@ class CapturedRunner:
         self, slot: int, sequence: Sequence, output_token_ids: list[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The slot's adjustments as they are on the device; kept where the host sees every token."""
-        if slot not in self._adjusted:
+        if not is_adjusted(sequence.params):
             return None
         return self._rows_of_held.get(slot) or adjustment(
             sequence.params, sequence.prompt_token_ids, output_token_ids, self.config.vocab_size
@@ -483,8 +465,8 @@ class CapturedRunner:
                 self._memory.step_buffers(), num_rows=num_rows, num_tokens=1, num_outputs=1
             )
             with self.device.capturing():
-                self.model.run(binding, _run_options(num_rows, waits=True))
-            self._replays[num_rows] = binding, _run_options(num_rows, waits=False)
+                self.model.run(binding, run_options(num_rows, waits=True))
+            self._replays[num_rows] = binding, run_options(num_rows, waits=False)
 
     def _write_idle_records(self) -> None:
         """Records, states and adjustments of slots that nobody has used: they stand at position 0."""
@@ -513,12 +495,9 @@ class _Run:
     kept: Any = None  # what a queued run may yet read
 
 
-def _run_options(graph_id: int, *, waits: bool) -> Any:
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(graph_id))
-    if not waits:
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options
+def _suppresses_too_many(params: SequenceParams) -> bool:
+    """Whether more tokens must not come below the minimum length than a record holds."""
+    return params.min_tokens > 0 and len(params.eos_token_ids) > MAX_EOS_TOKENS
 
 
 def _bucket(num_rows: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hgt_infer.artifact import PRECISIONS, Artifact
@@ -100,3 +101,12 @@ class ModelSession:
     def run(self, binding: Any, options: Any = None) -> None:
         """Run what was bound; options are ONNX Runtime's RunOptions."""
         self.session.run_with_iobinding(binding, options)
+
+
+def run_options(graph_id: int, *, waits: bool) -> Any:
+    """Options of a captured session's run: the graph to capture or replay, -1 for none; wait or not."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    if not waits:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

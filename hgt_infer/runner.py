@@ -25,7 +25,7 @@ from hgt_infer.sampling import (
     needs_host,
     num_scored,
     sample_on_host,
-    score_prompt,
+    score_prompts,
     token_logprobs,
     uniforms,
 )
@@ -129,12 +129,9 @@ class ModelRunner:
         output = BatchOutput()
         if num_scores:
             self.logits.download(num_rows * num_outputs)
-            logits = self.logits.host[: num_rows * num_outputs].reshape(num_rows, num_outputs, -1)
-            output.prompt_logprobs = [
-                (sequence, score_prompt(sequence, rows, stop))
-                for sequence, rows in zip(sequences, logits, strict=True)
-                if sequence.scores_prompt
-            ]
+            output.prompt_logprobs = score_prompts(
+                sequences, self.logits.host[: num_rows * num_outputs], stop
+            )
         return output
 
     def _step(self, sequences: list[Sequence]) -> BatchOutput:

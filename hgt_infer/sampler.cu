@@ -3,19 +3,11 @@
 // Every choice rests on a token's level: how far its logit lies below the row's largest one, over the
 // temperature, as a fixed-point number. A level gives a weight, exp(-level) as a whole number; levels and sums
 // of weights are exact from there, so that no result depends on the order of the threads or on their number.
-// Filters, their order and their borders are those of hgt_infer/sampling.py. VOCAB_SIZE and BLOCK are given to
-// the compiler. Layout and meaning of a record: hgt_infer/slot_record.py.
+// Filters, their order and their borders are those of hgt_infer/sampling.py. The macros are given to the
+// compiler by hgt_infer/sampling_kernel.py. Layout and meaning of a record: hgt_infer/slot_record.py.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-
-#define NUM_FED_TOKENS 65
-#define NUM_EOS_TOKENS 8
-#define WORDS_PER_STEP 5
-
-#define FED (-1)
-#define UNRESOLVED (-2)
-#define HELD (-3)
 
 #define LEVELS_PER_NAT 134217728.0f  // 2^27: floats above 1/8 have levels of their own
 #define MAX_NATS 27.5f               // exp(-27.5) · 2^40 is 1.2
@@ -274,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
 
     int next_id = record.fed_tokens[position + 1 < NUM_FED_TOKENS ? position + 1 : NUM_FED_TOKENS - 1];
     int report = FED;
-    if (record.holds == 2) {
+    if (record.holds == STANDS) {
         report = HELD;
     } else if (next_id < 0) {
         Row row = {logits + first, 0, 0, 0, 0, record.temperature};

@@ -22,9 +22,10 @@ GRAPH_UNIFORMS = 4
 """Uniforms per step that the graph takes, a candidate each; one more is the host's."""
 
 UNIFORMS_PER_STEP = GRAPH_UNIFORMS + 1
+"""CUDA's kernel takes the first word of a step, whole."""
 
 GRAPH_MAX_TOP_K = 256
-"""Widest top_k that the graph samples itself: CUDA's TopK is fast up to here."""
+"""Widest top_k that the graph samples itself."""
 
 MIN_TEMPERATURE = 1e-5
 """Below, sampling is greedy."""
@@ -360,6 +361,17 @@ def num_scored(sequences: Seq[Sequence], start: int, stop: int) -> int:
     """How many of the prompt tokens start … stop - 1, the last ones, must give logits for scores."""
     firsts = [max(start, s.num_unscored) for s in sequences if s.scores_prompt]
     return max(0, stop - min(firsts, default=stop))
+
+
+def score_prompts(
+    sequences: Seq[Sequence], logits: NDArray[np.float32], stop: int
+) -> list[tuple[Sequence, list[TokenLogprobs]]]:
+    """score_prompt of those that ask for it; logits [B · P, V] of P tokens before `stop` of each sequence."""
+    return [
+        (sequence, score_prompt(sequence, rows, stop))
+        for sequence, rows in zip(sequences, np.split(logits, len(sequences)), strict=True)
+        if sequence.scores_prompt
+    ]
 
 
 def score_prompt(sequence: Sequence, logits: NDArray[np.float32], stop: int) -> list[TokenLogprobs]:

@@ -12,9 +12,6 @@ MAX_FED_TOKENS = 64
 """Longest prompt that steps compute token by token on CUDA, beside running sequences."""
 
 MAX_EOS_TOKENS = 8
-WORDS_PER_STEP = 5
-"""Random words of a step: the device takes the first, the host the last; the others are the CPU graph's."""
-
 RECORD = np.dtype(
     [
         ("seed", np.uint64),

@@ -341,7 +341,7 @@ def run(
 ) -> Result:
     """Open a graph with the CUDA provider, in a process of its own, and run it num_runs times.
 
-    Every output is bound to the memory of the input of its name without `next_`, or `past` for `present`.
+    Every `present` is bound to the memory of its `past`.
     num_tokens and num_outputs are those of each row, and length what total_sequence_length is, for a decoder.
     """
     log = libraries / f"{graph.stem}.{num_rows}.log"
@@ -398,14 +398,13 @@ def _child(
         "rows": num_rows * num_outputs,
         "sequence": num_tokens,
         "max_length": 64,
-        "record": 333,
     }
     values_of = {"total_sequence_length": length, "first_output": num_tokens - num_outputs}
     arrays: dict[str, Any] = {}
     binding = session.io_binding()
     for kind, values in (("input", session.get_inputs()), ("output", session.get_outputs())):
         for value in values:
-            name = value.name.removeprefix("next_").replace("present", "past")
+            name = value.name.replace("present", "past")
             shape = [sizes.get(size, size) for size in value.shape]
             dtype = types[value.type.removeprefix("tensor(").removesuffix(")")]
             array = arrays.setdefault(name, np.zeros(shape, dtype))

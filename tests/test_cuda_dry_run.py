@@ -14,12 +14,10 @@ import pytest
 from checkpoints import write_checkpoint
 from stub_cuda import Call
 
-import hgt_infer
 from hgt_infer.cuda_kernel import compile_kernel
 from hgt_infer.errors import DeviceUnavailableError
 from hgt_infer.export import export_checkpoint
-
-SAMPLER = Path(hgt_infer.__file__).with_name("sampler.cu")
+from hgt_infer.sampling_kernel import SOURCE
 
 START = """
 import ctypes, sys
@@ -165,4 +163,4 @@ except EngineError as error:
 def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgt_infer.cuda_kernel.NVRTC", "libnvrtc-that-is-not-there.so")
     with pytest.raises(DeviceUnavailableError, match=r"libnvrtc-that-is-not.*hgt-infer\[cuda\]"):
-        compile_kernel(SAMPLER, "sm_90", {})
+        compile_kernel(SOURCE, "sm_90", {})

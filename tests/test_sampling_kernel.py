@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-import hgt_infer
-from hgt_infer.sampling import add_token, adjustment, filtered_probs, process_logits
+from hgt_infer.sampling import (
+    UNIFORMS_PER_STEP,
+    add_token,
+    adjustment,
+    filtered_probs,
+    process_logits,
+)
+from hgt_infer.sampling_kernel import NAME, SOURCE, sampler_defines
 from hgt_infer.sequence import SequenceParams
-from hgt_infer.slot_record import FED, HELD, RECORD, STANDS, UNRESOLVED, WAITS, WORDS_PER_STEP
+from hgt_infer.slot_record import FED, HELD, RECORD, STANDS, UNRESOLVED, WAITS
 
-SOURCE = Path(hgt_infer.__file__).with_name("sampler.cu")
 VOCAB_SIZE = 320
 EOS = 319
 
@@ -59,7 +63,7 @@ class Rows:
             self.token_counts,
             self.token_ids,
         )
-        run = host_kernel(SOURCE, "sample", block_size=block_size, defines={"VOCAB_SIZE": self.vocab_size})
+        run = host_kernel(SOURCE, NAME, block_size=block_size, defines=sampler_defines(self.vocab_size))
         run(self.num_rows, [array.ctypes.data for array in arrays])
         return self.token_ids.copy()
 
@@ -148,7 +152,7 @@ def test_random_numbers_are_those_of_the_seed_the_sample_and_the_step() -> None:
         rows = Rows(np.zeros(VOCAB_SIZE), seed=np.uint64(seed), sample_index=sample_index, prompt_length=4)
         rows.positions[:] = 3 + step
         key = np.array([seed, sample_index], np.uint64)
-        word = int(np.random.Philox(key=key).random_raw(WORDS_PER_STEP * step + 1)[-1])
+        word = int(np.random.Philox(key=key).random_raw(UNIFORMS_PER_STEP * step + 1)[-1])
         assert rows.step().tolist() == [word * VOCAB_SIZE >> 64]
 
 

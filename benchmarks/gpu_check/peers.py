@@ -37,51 +37,12 @@ class GpuTransformers(Transformers):
 
     def __init__(self, model: str, device: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
-        self.device = device
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
-        self.model = loaded.to(device).eval()
-        end_of_text = self.model.config.eos_token_id
-        self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
-        self.settings: dict[str, Any] = {}
-
-    def _generate(
-        self, workload: Workload | MixedWorkload, num_new_tokens: int, *, greedy: bool, **settings: Any
-    ) -> TokenIds:
-        import torch
-
-        if not greedy:
-            settings |= {name: getattr(workload, name) for name in ("temperature", "top_k", "top_p")}
-        pad_id = self.model.generation_config.pad_token_id
-        width = max(map(len, workload.prompt_token_ids))
-        rows = [[pad_id] * (width - len(ids)) + list(ids) for ids in workload.prompt_token_ids]
-        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in workload.prompt_token_ids]
-        with torch.inference_mode():
-            output_ids = self.model.generate(
-                torch.tensor(rows, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
-                max_new_tokens=num_new_tokens,
-                min_new_tokens=num_new_tokens,
-                do_sample=not greedy,
-                use_cache=True,
-                **self.settings,
-                **settings,
-            )
-        return [tuple(row) for row in output_ids[:, width:].tolist()]
-
-    def margins(self, prompt_token_ids: Any, token_ids: Any) -> list[float]:
-        """See Transformers.margins."""
-        import torch
-
-        ids = torch.tensor([[*prompt_token_ids, *token_ids]], device=self.device)
-        with torch.inference_mode():
-            logits = self.model(ids).logits[0, len(prompt_token_ids) - 1 : -1].float()
-            logits[:, self.model.generation_config.eos_token_id] = -torch.inf
-            chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
-            margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
-        return margins
+        self._take(
+            AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa"), device
+        )
 
 
 class Ours:

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.comparison import Spread
 from benchmarks.gpu_check.subject import SEED, Subject
-from hgt_infer.artifact import PRECISIONS
-from hgt_infer.captured_runner import BLOCK_SIZE, SAMPLER
+from hgt_infer.captured_memory import CapturedMemory
+from hgt_infer.model_session import ModelSession, run_options
+from hgt_infer.sampling_kernel import open_sampler
 from hgt_infer.slot_record import RECORD, WAITS
 
 NUM_REPLAYS = 50
@@ -51,89 +51,56 @@ class StepParts:
     """
 
     def __init__(self, subject: Subject, device: Any, *, num_rows: int, context: int = CONTEXT) -> None:
+        config = subject.artifact.config
         self.subject = subject
         self.device = device
         self.num_rows = num_rows
-        self._session: Any = None
-        self._binding: Any = None
         self._parts: dict[str, Callable[[], Any]] = {}
-        config = subject.artifact.config
+        self._hosts: list[NDArray[Any]] = []  # stay as long as what is copied from them
+        self._model: ModelSession | None = None
         self._max_length = config.n_positions
-        self._hosts: list[NDArray[Any]] = []  # stay as long as what is bound to them
-        rows = (num_rows,)
-        self._addresses: dict[str, int] = {}
-        self._types: dict[str, tuple[Any, tuple[int, ...]]] = {}
-        rng = np.random.default_rng(SEED)
-        self._put("input_ids", rng.integers(0, 256, (num_rows, 1)).astype(np.int32))
-        self._put("seqlens_k", np.full(rows, min(context, self._max_length - 1) - 1, np.int32))
-        self._allocate("logits", (num_rows, config.vocab_size), np.float32)
-        self._allocate("token_ids", rows, np.int32)
-        for name in ("logit_bias", "repetition_penalty", "token_counts"):
-            self._allocate(name, (num_rows, config.vocab_size), np.float32)
-        self._cache_shape = (num_rows, config.n_head, self._max_length, config.n_embd // config.n_head)
-        self._cache_type = np.dtype(PRECISIONS[subject.artifact.precision])
-        for layer in range(config.n_layer):
-            for kind in ("key", "value"):
-                self._allocate(f"{kind}.{layer}", self._cache_shape, self._cache_type)
-        self._total = np.array(self._max_length, np.int32)
-        self._first_output = np.zeros(1, np.int64)
+        memory = self._memory = CapturedMemory(config, device, num_rows, self._max_length)
+        self._places: dict[str, tuple[int, tuple[int, ...], Any]] = {
+            "seqlens_k": (memory.state + memory.state_pitch, (num_rows,), np.int32),
+            "logits": (memory.logits, (num_rows, config.vocab_size), np.float32),
+            "token_ids": (memory.token_ids, (num_rows,), np.int32),
+        }
+        state = np.empty((2, num_rows), np.int32)
+        state[0] = np.random.default_rng(SEED).integers(0, 256, num_rows)
+        state[1] = min(context, self._max_length - 1) - 1
+        self._write(memory.state, state)
 
-    def _allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._addresses[name] = self.device.allocate(num_bytes)
-        self._types[name] = (np.dtype(dtype).type, shape)
-
-    def _put(self, name: str, values: NDArray[Any]) -> None:
-        self._allocate(name, values.shape, values.dtype)
+    def _write(self, address: int, values: NDArray[Any]) -> None:
         host = self.device.pinned(values.shape, values.dtype)
         host[...] = values
         self._hosts.append(host)
         with self.device.at_work():
-            self.device.copy_to_device(self._addresses[name], host)
+            self.device.copy_to_device(address, host)
             self.device.synchronize()
 
-    def _bind(self, binding: Any, name: str, *, of: str = "", is_output: bool = False) -> None:
-        """Bind a name of the graph to the memory called `of`, or like it."""
-        dtype, shape = self._types[of or name]
-        if name == "position_ids":
-            shape = (self.num_rows, 1)
-        bind = binding.bind_output if is_output else binding.bind_input
-        bind(name, self.device.kind, self.device.device_id, dtype, shape, self._addresses[of or name])
-
     def open_model(self) -> None:
-        session = self.device.open_session(self.subject.artifact.model_path, captured=True)
-        binding = session.io_binding()
-        self._bind(binding, "input_ids")
-        self._bind(binding, "position_ids", of="seqlens_k")
-        self._bind(binding, "seqlens_k")
-        binding.bind_input("total_sequence_length", "cpu", 0, np.int32, (), self._total.ctypes.data)
-        binding.bind_input("first_output", "cpu", 0, np.int64, (1,), self._first_output.ctypes.data)
-        self._bind(binding, "logits", is_output=True)
-        for layer in range(self.subject.artifact.config.n_layer):
-            for kind in ("key", "value"):
-                self._bind(binding, f"past_{kind}.{layer}", of=f"{kind}.{layer}")
-                self._bind(binding, f"present_{kind}.{layer}", of=f"{kind}.{layer}", is_output=True)
-        self._session, self._binding = session, binding
-        self._parts["model"] = partial(session.run_with_iobinding, binding, run_options())
+        """Open the session; its first run is to be in capture."""
+        artifact, sizes = self.subject.artifact, {"num_slots": self.num_rows, "max_length": self._max_length}
+        self._model = ModelSession(artifact, self.device, captured=True, **sizes)
+        buffers = self._memory.step_buffers()
+        binding = self._model.bind(buffers, num_rows=self.num_rows, num_tokens=1, num_outputs=1)
+        options = run_options(GRAPH_ID, waits=False)
+        self._parts["model"] = partial(self._model.run, binding, options)
 
     def open_sampler(self, name: str, **settings: float) -> None:
         """Compile the sampler under a name of one's own, with these settings in every row."""
-        self._put(f"records {name}", records(self.num_rows, settings))
-        names = ("logits", "input_ids", "seqlens_k", f"records {name}")
-        tables = ("logit_bias", "repetition_penalty", "token_counts")
-        kernel = self.device.kernel(
-            SAMPLER,
-            "sample",
-            block_size=BLOCK_SIZE,
-            defines={"VOCAB_SIZE": self.subject.artifact.config.vocab_size},
-            addresses=[self._addresses[own] for own in (*names, *tables, "token_ids")],
-        )
+        rows = records(self.num_rows, settings)
+        address = self.device.allocate(rows.nbytes)
+        self._write(address, rows)
+        addresses = self._memory.sampler_arguments()
+        addresses[addresses.index(self._memory.records)] = address
+        kernel = open_sampler(self.device, self.subject.artifact.config.vocab_size, addresses)
         self._parts[name] = partial(kernel.launch, self.num_rows)
 
     def capture(self) -> None:
         """Capture the model's graph, and run every sampler once."""
         with self.device.capturing():
-            self._session.run_with_iobinding(self._binding, run_options())
+            self._parts["model"]()
             self.device.synchronize()
         self.run_all(1)
 
@@ -161,18 +128,18 @@ class StepParts:
             self.device.synchronize()
 
     def read(self, name: str) -> NDArray[Any]:
-        """What stands in the memory of that name."""
-        dtype, shape = self._types[name]
+        """What stands on the device: seqlens_k, logits or token_ids."""
+        address, shape, dtype = self._places[name]
         host: NDArray[Any] = self.device.pinned(shape, dtype)
         with self.device.at_work():
-            self.device.copy_to_host(host, self._addresses[name])
+            self.device.copy_to_host(host, address)
             self.device.synchronize()
         return host
 
     def close(self) -> None:
         """Let go of the session; its device is closed behind it."""
         self._parts.clear()
-        self._session = self._binding = None
+        self._model = None
 
 
 @contextmanager
@@ -189,14 +156,6 @@ def step_parts(subject: Subject, num_rows: int) -> Iterator[StepParts]:
             yield parts
         finally:
             parts.close()
-
-
-def run_options() -> Any:
-    """Replay GRAPH_ID, or capture it, and do not wait for it."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(GRAPH_ID))
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    return options
 
 
 def records(num_rows: int, settings: dict[str, float]) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import REPOSITORY, SEED, Subject, fixed_length, token_ids
 from hgt_infer import SamplingParams, cuda
 from hgt_infer.sequence import SequenceParams
-from hgt_infer.slot_record import MAX_FED_TOKENS
+from hgt_infer.slot_record import MAX_FED_TOKENS, UNRESOLVED
 
 COPY_BYTES = 1 << 30  # many times what a GPU's level 2 cache holds
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
@@ -96,7 +96,7 @@ def time_graphs(subject: Subject) -> Iterator[Result]:
             names = ("model", "top_k 50", "top_p 0.95", "temperature 1")
             replays = {name: parts.time(name, num_rounds=subject.scale.num_rounds) for name in names}
             has_logits = bool(np.isfinite(parts.read("logits")).all())
-            num_unresolved = int((parts.read("token_ids") == -2).sum())
+            num_unresolved = int((parts.read("token_ids") == UNRESOLVED).sum())
         model_s, top_k_s = (statistics.median(replays[name].seconds) for name in ("model", "top_k 50"))
         subject.graph_seconds[num_rows] = model_s + top_k_s
         bound_s = _bound_s(subject, [CONTEXT] * num_rows)

@@ -350,7 +350,7 @@ def _inverse_cdf(op: Any, weights: Value, uniform: Value) -> Value:
     cumulative = op.CumSum(weights, 1)
     target = op.Mul(uniform, _column(op, cumulative, -1))
     hit = op.And(op.Greater(cumulative, target), op.Greater(weights, 0.0))
-    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)  # as fast as int32's
+    return op.ArgMax(op.Cast(hit, to=ir.DataType.FLOAT), axis=1)
 
 
 def _any(op: Any, mask: Value) -> Value:
