@@ -1,78 +1,135 @@
-"""Joins cleaned tweets into the text that a model is trained on, and cuts its token ids into blocks.
+"""Which tweets are trained on and which are set aside, and in which order the training file has them.
 
-Pure functions of texts and integers: files are written by `checkpoint`, tokenizers live in `finetune`.
+Orders are arrays of indices into a store of texts: no text is copied, whatever the number of epochs. Token
+ids live in `token_blocks`, reading and cleaning in `users`.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from training.cleaning import CleanedTweets
+import numpy as np
+from numpy.typing import NDArray
+
+from training.cleaning import CleanedTweets, Texts
 from training.errors import HyperParameterError, NotEnoughTextError
+from training.text_store import TextStore
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_CHARACTERS = 6_000
 ADVISED_CHARACTERS = 40_000
+_SPLIT, _EPOCH, _BALANCE = range(3)  # what random numbers are drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """What one run learns from and is judged on.
 
-    `text` is the whole training file: every training tweet once per epoch. `evaluation_text` holds the tweets
-    left out of it, once; it is empty where nothing was set aside. `seed` gave both the split and the order.
+    Attributes:
+        training: tweets to learn from, for each user.
+        evaluation: tweets set aside, for each user; all empty where nothing is.
+        repeats: for each user, how often an epoch has each training tweet, 1 for the user with most
+        characters. order: the training file: indices of its tweets in the store, epoch after epoch.
+        epochs: how many epochs the file has.
+        seed: made the split and the order.
+        warnings: what a user should know.
     """
 
-    text: str
-    evaluation_text: str
-    num_training: int
-    num_evaluation: int
+    training: tuple[Texts, ...]
+    evaluation: tuple[Texts, ...]
+    repeats: tuple[float, ...]
+    order: NDArray[np.int64]
     epochs: int
     seed: int
     warnings: tuple[str, ...] = ()
 
+    @property
+    def store(self) -> TextStore:
+        """Where the texts are."""
+        return self.training[0].store
 
-def make_dataset(cleaned: CleanedTweets, *, epochs: int, eval_fraction: float, seed: int) -> Dataset:
-    """Set tweets aside for evaluation and lay out the others in epochs.
+    @property
+    def num_training(self) -> int:
+        """Distinct tweets to learn from."""
+        return sum(map(len, self.training))
+
+    @property
+    def num_evaluation(self) -> int:
+        """Tweets set aside."""
+        return sum(map(len, self.evaluation))
+
+    @property
+    def evaluation_order(self) -> NDArray[np.int64]:
+        """Indices in the store of the tweets set aside, user after user."""
+        return np.concatenate([texts.indices for texts in self.evaluation])
+
+    def num_characters(self) -> int:
+        """Return the characters of the training file, with every `<|endoftext|>`."""
+        separators = len(END_OF_TEXT) * (len(self.order) + 1)
+        return int(self.store.lengths[self.order].sum(dtype=np.int64)) + separators
+
+    def write(self, path: Path) -> None:
+        """Write the training file: every tweet of every epoch, `<|endoftext|>` before, between and after."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            file.write(END_OF_TEXT)
+            for text in Texts(self.store, self.order):
+                file.write(text + END_OF_TEXT)
+
+
+def make_dataset(users: Sequence[CleanedTweets], *, epochs: int, eval_fraction: float, seed: int) -> Dataset:
+    """Set tweets of each user aside for evaluation and lay out the others in epochs.
+
+    An epoch has all training tweets of all users, mixed. Where one user has fewer characters than another,
+    theirs are repeated until they have as many.
 
     Args:
-        cleaned: the kept tweets and their counts.
-        epochs: how often each training tweet occurs, ≥ 1.
+        users: the kept tweets of each, all in one store.
+        epochs: how often the file has each training tweet, ≥ 1.
         eval_fraction: the part of the tweets set aside, 0 to 0.5; 0 evaluates nothing.
         seed: makes the split and the order.
 
     Raises:
-        NotEnoughTextError: fewer than 6,000 characters.
+        NotEnoughTextError: fewer than 6,000 characters of a user.
         HyperParameterError: `epochs` or `eval_fraction` out of range.
     """
-    warning = check_size(cleaned)
-    training, evaluation = split(cleaned.kept, fraction=eval_fraction, seed=seed)
+    if epochs < 1:
+        raise HyperParameterError(f"epochs is {epochs}, expected 1 or more")
+    warnings = [warning for user in users if (warning := check_size(user))]
+    splits = [
+        split(user.kept, fraction=eval_fraction, seed=seed, user=number) for number, user in enumerate(users)
+    ]
+    training = [training for training, _ in splits]
+    lengths = users[0].kept.store.lengths
+    characters = [int(lengths[texts.indices].sum(dtype=np.int64)) for texts in training]
     return Dataset(
-        text=epochs_text(training, epochs=epochs, seed=seed),
-        evaluation_text=epochs_text(evaluation, epochs=1, seed=seed) if evaluation else "",
-        num_training=len(training),
-        num_evaluation=len(evaluation),
+        training=tuple(training),
+        evaluation=tuple(evaluation for _, evaluation in splits),
+        repeats=tuple(max(characters) / number for number in characters),
+        order=np.concatenate([_epoch(training, lengths, epoch, seed) for epoch in range(epochs)]),
         epochs=epochs,
         seed=seed,
-        warnings=(warning,) if warning else (),
+        warnings=tuple(warnings),
     )
 
 
-def check_size(cleaned: CleanedTweets) -> str | None:
+def check_size(user: CleanedTweets) -> str | None:
     """Return a warning where the kept tweets, joined, are under 40,000 characters, and None otherwise.
 
     Raises:
         NotEnoughTextError: they are under 6,000 characters; the message names the counts.
     """
-    num_characters = len(END_OF_TEXT.join(cleaned.kept))
-    counts = cleaned.counts
+    lengths = user.kept.store.lengths[user.kept.indices]
+    num_characters = int(lengths.sum(dtype=np.int64)) + len(END_OF_TEXT) * max(0, len(lengths) - 1)
+    counts = user.counts
     if num_characters < MIN_CHARACTERS:
         raise NotEnoughTextError(
             f"the tweets are {num_characters:,} characters and at least {MIN_CHARACTERS:,} are needed: "
             f"{counts.downloaded:,} downloaded, {counts.retweets:,} retweets, {counts.short:,} short, "
-            f"{counts.kept:,} kept"
+            + (f"{counts.replies:,} replies, " if counts.replies else "")
+            + f"{counts.kept:,} kept"
         )
     if num_characters < ADVISED_CHARACTERS:
         return (
@@ -82,67 +139,58 @@ def check_size(cleaned: CleanedTweets) -> str | None:
     return None
 
 
-def split(tweets: Sequence[str], *, fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Draw tweets for evaluation and return (training, evaluation); with a fraction over 0, at least one.
+def split(texts: Texts, *, fraction: float, seed: int, user: int = 0) -> tuple[Texts, Texts]:
+    """Draw tweets for evaluation and return (training, evaluation), each in archive order.
+
+    Args:
+        texts: kept tweets of one user.
+        fraction: the part for evaluation, 0 to 0.5; over 0, at least one tweet.
+        seed: of the draw.
+        user: position among several users.
 
     Raises:
         HyperParameterError: `fraction` is not in 0 to 0.5.
-
-    >>> training, evaluation = split([str(i) for i in range(20)], fraction=0.1, seed=1)
-    >>> len(training), len(evaluation), sorted(training + evaluation, key=int) == [str(i) for i in range(20)]
-    (18, 2, True)
     """
     if not 0 <= fraction <= 0.5:
         raise HyperParameterError(f"eval_fraction is {fraction}, expected 0 to 0.5")
-    shuffled = list(tweets)
-    random.Random(seed).shuffle(shuffled)
-    num_evaluation = max(1, round(len(shuffled) * fraction)) if fraction else 0
-    return shuffled[num_evaluation:], shuffled[:num_evaluation]
+    num_evaluation = max(1, round(len(texts) * fraction)) if fraction else 0
+    shuffled = _permutation(len(texts), seed, _SPLIT, user)
+    set_aside = np.zeros(len(texts), np.bool_)
+    set_aside[shuffled[:num_evaluation]] = True
+    return Texts(texts.store, texts.indices[~set_aside]), Texts(texts.store, texts.indices[set_aside])
 
 
-def epochs_text(tweets: Sequence[str], *, epochs: int, seed: int) -> str:
-    """Write the tweets `epochs` times, each in a new order, with <|endoftext|> before, between and after.
-
-    Raises:
-        HyperParameterError: `epochs` is under 1.
-
-    >>> epochs_text(["fog"], epochs=2, seed=0)
-    '<|endoftext|>fog<|endoftext|>fog<|endoftext|>'
-    """
-    if epochs < 1:
-        raise HyperParameterError(f"epochs is {epochs}, expected 1 or more")
-    order = random.Random(seed)
-    parts = [""]  # joined with the rest, it puts END_OF_TEXT at the start
-    for _ in range(epochs):
-        shuffled = list(tweets)
-        order.shuffle(shuffled)
-        parts += shuffled
-    return END_OF_TEXT.join([*parts, ""])
+def sha256_of(texts: Sequence[Texts]) -> str:
+    """Return the SHA-256 of all texts, `<|endoftext|>` after each, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for text in _chain(texts):
+        digest.update((text + END_OF_TEXT).encode())
+    return digest.hexdigest()
 
 
-def training_blocks(token_ids: Sequence[int], block_size: int) -> list[list[int]]:
-    """Cut into blocks of exactly `block_size` tokens.
-
-    The rest that does not fill a block is dropped: it is under one block of several epochs, and blocks of one
-    length need neither padding nor a mask. Only a text shorter than one block stays as a single short block.
-
-    >>> training_blocks([1, 2, 3, 4, 5], 2)
-    [[1, 2], [3, 4]]
-    >>> training_blocks([1, 2, 3], 1024)
-    [[1, 2, 3]]
-    """
-    num_full = len(token_ids) // block_size
-    if num_full == 0:
-        return [list(token_ids)]
-    return [list(token_ids[i * block_size : (i + 1) * block_size]) for i in range(num_full)]
+def _chain(texts: Sequence[Texts]) -> Iterator[str]:
+    return (text for part in texts for text in part)
 
 
-def evaluation_blocks(token_ids: Sequence[int], block_size: int) -> list[list[int]]:
-    """Cut so that every token but the first is predicted exactly once, the last block being shorter.
+def _epoch(
+    training: Sequence[Texts], lengths: NDArray[np.uint32], epoch: int, seed: int
+) -> NDArray[np.int64]:
+    """Return one epoch's tweets of all users, balanced by characters and mixed."""
+    characters = [lengths[texts.indices].astype(np.int64) for texts in training]
+    most = max(int(of_user.sum()) for of_user in characters)
+    parts: list[NDArray[np.int64]] = []
+    for user, (texts, of_user) in enumerate(zip(training, characters, strict=True)):
+        times, rest = divmod(most, int(of_user.sum()))
+        parts += [texts.indices] * times
+        if rest:
+            drawn = _permutation(len(texts), seed, _BALANCE, user, epoch)
+            num_drawn = int(np.searchsorted(of_user[drawn].cumsum(), rest)) + 1
+            parts.append(texts.indices[drawn[:num_drawn]])
+    tweets = np.concatenate(parts)
+    return tweets[_permutation(len(tweets), seed, _EPOCH, epoch)]
 
-    Neighbours share one token: the last of a block is the first, not predicted, of the next.
 
-    >>> evaluation_blocks([1, 2, 3, 4, 5, 6], 3)
-    [[1, 2, 3], [3, 4, 5], [5, 6]]
-    """
-    return [list(token_ids[i : i + block_size]) for i in range(0, len(token_ids) - 1, block_size - 1)]
+def _permutation(length: int, *seeds: int) -> NDArray[np.int64]:
+    # NumPy guarantees the stream of a bit generator, not what Generator.permutation makes of it.
+    draws = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(length)
+    return draws.argsort(kind="stable")

@@ -45,3 +45,43 @@ class OutputFolderError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss became infinite or not a number: nothing worth keeping was learned."""
+
+
+class CleaningRuleError(TrainingError):
+    """A cleaning rule is out of its range."""
+
+
+class ResumeError(TrainingError):
+    """An interrupted run is in the way, or cannot be gone on with."""
+
+
+class TrackerError(TrainingError):
+    """A tracker is not known, or its packages are not installed."""
+
+
+class SweepError(TrainingError):
+    """A sweep cannot be run, gone on with, or found nothing."""
+
+
+class NotTheirTweetsError(TweetFileError):
+    """The files hold tweets, and all of them name another author than the handle."""
+
+
+class FetchError(TrainingError):
+    """The API cannot be called, or answers what it should not."""
+
+
+class TokenError(FetchError):
+    """There is no token for the API, or the API does not accept it."""
+
+
+class NoSuchUserError(FetchError):
+    """The user is unknown, suspended or protected."""
+
+
+class RateLimitError(FetchError):
+    """The API asks for a longer wait than is allowed."""
+
+
+class EvaluationError(TrainingError):
+    """A model cannot be evaluated as asked."""

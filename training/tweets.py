@@ -1,215 +1,189 @@
-"""Reads tweet archives of every known layout into a list of `Tweet`.
+"""Reads the tweets of one person out of files of every known format, one at a time.
 
-The layout is told by a file's content, never by its name. What is worth keeping is decided in `cleaning`.
+A format is told by what a file holds, never by its name. What is worth keeping is decided in `cleaning`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from training.errors import EmptyTweetArchiveError, MissingTweetFileError, NotATweetArchiveError
-
-TEXT_FIELDS = ("full_text", "text")
-ID_FIELDS = ("id_str", "id", "tweet_id")
-EXPECTED = (
-    "a tweet archive (tweets.js or its zip), a JSON list, a JSON object with `tweets`, "
-    "JSON lines, or CSV; each tweet with its text in `full_text` or `text`"
+from training.archive_files import ArchiveFile, open_files, read_members
+from training.errors import (
+    EmptyTweetArchiveError,
+    NotATweetArchiveError,
+    NotTheirTweetsError,
 )
+from training.json_stream import ASSIGNMENT, MAX_VALUE_BYTES, STREAMED_LISTS, JsonValues
+from training.line_files import EXPECTED, csv_delimiter, csv_records, text_records
+from training.post_records import (
+    activity_author,
+    bluesky_records,
+    is_activity,
+    read_activity,
+    read_bluesky,
+)
+from training.tweet_records import Record, RecordError, Tweet, author_of, read_tweet, unwrap
 
-# `window.YTD.tweets.part0 = [`, `window.YTD.tweet.part0 = [`, `Grailbird.data.tweets_2013_01 = [`
-_ASSIGNMENT = re.compile(r"[A-Za-z_$][\w$.]*\s*=\s*(?=[\[{])")
-_ZIP_MEMBER = re.compile(r"(?:^|/)(?:tweets?(?:-part\d+)?|data/js/tweets/\d{4}_\d{2})\.js$")
-_ZIP_MAGIC = b"PK\x03\x04"
+__all__ = ["Account", "Tweet", "read_account", "read_tweets"]
+
+MAX_ACCOUNT_BYTES = 1 << 20
+_JSON = re.compile(r"""\[\s*(?:[\[\]{"]|-?\d|$)|\{\s*(?:["}]|$)|""" + ASSIGNMENT.pattern)
+_ACCOUNT_FILES = re.compile(r"(?:^|/)(?:account\.js|user_details\.js|actor\.json)$")
+_BEFORE_OBJECT = re.compile(r"^[^{]*\{", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Tweet:
-    """One tweet as its archive has it: text not cleaned, HTML entities still escaped.
+class Account(NamedTuple):
+    """Whose archive it is: user name without `@`, and display name, None where it is not told."""
 
-    `id` is None where the archive gives none; ids are digits, too long for a float.
-    """
-
-    text: str
-    is_retweet: bool
-    id: str | None = None
+    handle: str
+    name: str | None
 
 
-def read_tweets(paths: Sequence[Path]) -> list[Tweet]:
-    """Read the tweets of one user from one or more files, in file order.
+def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator[Tweet]:
+    """Read the tweets of one person from files that may be of any length, in file order.
 
-    A tweet whose id was already read is left out (parts of an archive may overlap); tweets without an id are
-    all kept.
+    A tweet that stands in several files comes several times. What a file holds beside posts (likes, follows)
+    and notes that were not public are left out.
 
     Args:
-        paths: the files, each of any known layout.
+        paths: files, zips or folders of archives, each of any known format.
+        handle: whose tweets they are, in any case of letters; those that name another author are left out.
 
     Raises:
         MissingTweetFileError: a file does not exist or cannot be opened.
-        NotATweetArchiveError: a file has none of the layouts, or is broken.
-        EmptyTweetArchiveError: no file holds a tweet.
+        NotATweetArchiveError: a file has none of the formats, or is broken.
+        NotTheirTweetsError: at the end, where tweets were read and all of them name other authors.
+        EmptyTweetArchiveError: at the end, where no file holds a tweet.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "any-name")
     ...     _ = path.write_text('window.YTD.tweets.part0 = [{"tweet": {"id": "7", "text": "RT @a: hi"}}]')
-    ...     read_tweets([path])
-    [Tweet(text='RT @a: hi', is_retweet=True, id='7')]
+    ...     list(read_tweets([path]))
+    [Tweet(text='RT @a: hi', is_retweet=True, id='7', is_reply=False, year=None)]
     """
-    tweets: list[Tweet] = []
-    seen_ids: set[str] = set()
+    wanted = None if handle is None else handle.lstrip("@").lower()
+    is_theirs: dict[str, bool] = {}
+    num_tweets = 0
     for path in paths:
-        for tweet in _read_file(path):
-            if tweet.id is not None and tweet.id in seen_ids:
-                continue
-            if tweet.id is not None:
-                seen_ids.add(tweet.id)
-            tweets.append(tweet)
-    if not tweets:
-        raise EmptyTweetArchiveError(f"{', '.join(map(str, paths))}: holds no tweets")
-    return tweets
+        for file in open_files(path):
+            for tweet, author in _read_file(file):
+                if wanted is not None and author is not None:
+                    theirs = is_theirs.get(author)
+                    if theirs is None:
+                        # A Bluesky handle is a domain, and only its first part can be a handle here.
+                        theirs = wanted in (author.lower(), author.lower().partition(".")[0])
+                        is_theirs[author] = theirs
+                    if not theirs:
+                        continue
+                num_tweets += 1
+                yield tweet
+    if num_tweets == 0:
+        names = ", ".join(map(str, paths))
+        if is_theirs:
+            others = sorted(is_theirs)
+            listed = ", ".join(f"@{other[:50]}" for other in others[:3]) + (", …" if len(others) > 3 else "")
+            raise NotTheirTweetsError(f"{names}: holds no tweets of @{wanted}; found those of {listed}")
+        raise EmptyTweetArchiveError(f"{names}: holds no tweets")
 
 
-def _read_file(path: Path) -> Iterator[Tweet]:
-    if path.is_dir():
-        raise NotATweetArchiveError(f"{path}: is a folder; expected a file, such as the tweets.js inside it")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MissingTweetFileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if content.startswith(_ZIP_MAGIC):
-        yield from _zip_tweets(content, path)
-    else:
-        yield from _text_tweets(content, str(path))
+def read_account(path: Path) -> Account | None:
+    """Read whose archive it is, from an archive's zip or folder; None for other files, and where none tells.
 
+    Raises:
+        MissingTweetFileError: the file does not exist or cannot be opened.
+        NotATweetArchiveError: the zip is broken, or the file that tells it.
 
-def _zip_tweets(content: bytes, path: Path) -> Iterator[Tweet]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = sorted(name for name in archive.namelist() if _ZIP_MEMBER.search(name))
-            if not names:
-                raise NotATweetArchiveError(
-                    f"{path}: a zip without tweets.js; expected the zip of a tweet archive"
-                )
-            for name in names:
-                yield from _text_tweets(archive.read(name), f"{path}/{name}")
-    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a password is needed
-        raise NotATweetArchiveError(f"{path}: broken zip ({error})") from error
-
-
-def _text_tweets(content: bytes, where: str) -> Iterator[Tweet]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise NotATweetArchiveError(
-            f"{where}: expected UTF-8 text, found byte 0x{content[error.start]:02x} at offset {error.start}"
-        ) from error
-    start = text.lstrip()
-    if not start:
-        raise NotATweetArchiveError(f"{where}: expected {EXPECTED}; found an empty file")
-    assignment = _ASSIGNMENT.match(start)
-    if assignment:
-        records = _json_records(start[assignment.end() :].rstrip().removesuffix(";"), where)
-    elif start[0] in "[{":
-        records = _json_records(start, where)
-    else:
-        records = _csv_records(text, where)
-    for number, record in enumerate(records, start=1):
-        yield _tweet(record, f"{where}: tweet {number}")
-
-
-def _json_records(text: str, where: str) -> Iterable[object]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.startswith("{") and error.msg == "Extra data":
-            return _json_lines(text, where)
-        raise NotATweetArchiveError(
-            f"{where}: broken JSON; {error.msg} at line {error.lineno} column {error.colno}, "
-            f"found {_quote(text[error.pos :])}"
-        ) from error
-    except RecursionError as error:
-        raise NotATweetArchiveError(f"{where}: expected {EXPECTED}; found JSON nested too deeply") from error
-    if isinstance(value, list):
-        return value
-    if "tweets" in value:
-        if isinstance(value["tweets"], list):
-            return list(value["tweets"])
-        raise NotATweetArchiveError(
-            f"{where}: expected a list in `tweets`, found {type(value['tweets']).__name__}"
-        )
-    return [value]  # JSON lines of one line
-
-
-def _json_lines(text: str, where: str) -> Iterator[object]:
-    # Not splitlines(): U+2028 and U+0085 may stand unescaped inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise NotATweetArchiveError(
-                    f"{where}: broken JSON in line {number}; expected one tweet, found {_quote(line)}"
-                ) from error
-
-
-def _csv_records(text: str, where: str) -> Iterator[object]:
-    # newline="" keeps new lines inside quotes as they are, CRLF included.
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        fields = rows.fieldnames or ()
-        if not any(field in fields for field in TEXT_FIELDS):
-            raise NotATweetArchiveError(f"{where}: expected {EXPECTED}; found {_quote(text)}")
-        yield from rows
-    except csv.Error as error:
-        raise NotATweetArchiveError(f"{where}: broken CSV after line {rows.line_num}; {error}") from error
-
-
-def _tweet(record: object, where: str) -> Tweet:
-    if isinstance(record, dict):
-        record = record.get("tweet", record)
-    if not isinstance(record, dict):
-        raise NotATweetArchiveError(
-            f"{where}: expected an object with `full_text` or `text`, found {type(record).__name__}"
-        )
-    text = next((record[field] for field in TEXT_FIELDS if isinstance(record.get(field), str)), None)
-    if text is None:
-        found = ", ".join(sorted(str(field) for field in record)) or "no fields"
-        raise NotATweetArchiveError(f"{where}: expected `full_text` or `text`, found {_quote(found)}")
-    # `retweeted` is not read: it is false for every tweet of an official archive.
-    is_retweet = (
-        text.startswith("RT @")
-        or _is_true(record.get("is_retweet"))
-        or bool(record.get("retweeted_status"))
-        or bool(record.get("retweeted_status_id"))
-    )
-    ids = (_digits(record.get(field)) for field in ID_FIELDS)
-    return Tweet(_without_lone_surrogates(text), is_retweet, next((id_ for id_ in ids if id_), None))
-
-
-def _is_true(value: object) -> bool:
-    if isinstance(value, str):  # CSV
-        return value.strip().lower() in ("true", "t", "yes", "1")
-    return value is True or value == 1
-
-
-def _digits(value: object) -> str | None:
-    # A float has lost the last digits of an id: different tweets would become one.
-    if isinstance(value, int | str) and not isinstance(value, bool) and re.fullmatch(r"[0-9]+", str(value)):
-        return str(value)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "account.js")
+    ...     account = '{"account": {"username": "goose", "accountDisplayName": "Goose"}}'
+    ...     _ = path.write_text(f"window.YTD.account.part0 = [{account}]")
+    ...     read_account(Path(folder))
+    Account(handle='goose', name='Goose')
+    """
+    for content in read_members(path, _ACCOUNT_FILES, MAX_ACCOUNT_BYTES):
+        try:
+            text = content.decode("utf-8-sig")
+            start = _BEFORE_OBJECT.match(text)
+            record, _ = json.JSONDecoder().raw_decode(text, start.end() - 1 if start else 0)
+        except (ValueError, RecursionError) as error:
+            raise NotATweetArchiveError(f"{path}: its account file is broken ({error})") from error
+        if isinstance(record, dict):
+            record = record.get("account", record)
+        if isinstance(record, dict):
+            handle = _first_text(record, ("username", "screen_name", "preferredUsername"))
+            if handle:
+                return Account(handle, _first_text(record, ("accountDisplayName", "full_name", "name")))
     return None
 
 
-def _without_lone_surrogates(text: str) -> str:
-    # JSON may escape half an emoji, "\ud83d", which no UTF-8 file can hold.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _first_text(record: dict[str, Any], fields: Sequence[str]) -> str | None:
+    return next(
+        (record[field] for field in fields if isinstance(record.get(field), str) and record[field]), None
+    )
 
 
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:59] + "…")
+def _read_file(file: ArchiveFile) -> Iterator[tuple[Tweet, str | None]]:
+    start = next(file.chunks, b"")
+    while not start.strip() and len(start) < MAX_VALUE_BYTES and (chunk := next(file.chunks, b"")):
+        start += chunk
+    chunks = chain([start], file.chunks)
+    beginning = start.lstrip()[:4096].decode(errors="ignore")
+    if not beginning:
+        raise NotATweetArchiveError(f"{file.name}: expected {EXPECTED}; found an empty file")
+    if _JSON.match(beginning):
+        yield from _read_json(JsonValues(chunks, file.name))
+        return
+    delimiter = csv_delimiter(start[: start.find(b"\n") + 1 or None], file.name)
+    if delimiter is None:
+        records = text_records(chunks, file.name)
+    else:
+        records = csv_records(chunks, file.name, delimiter)
+    for line, record in records:
+        yield _checked(record, file.name, line)
+
+
+def _checked(record: Record, name: str, line: int) -> tuple[Tweet, str | None]:
+    try:
+        return read_tweet(record), author_of(record)
+    except RecordError as error:
+        raise NotATweetArchiveError(f"{name}: line {line}: {error}") from error
+
+
+def _read_json(values: JsonValues) -> Iterator[tuple[Tweet, str | None]]:
+    for value in values:
+        try:
+            # The two formats that archives have are told first: there may be millions of them.
+            record = value.get("tweet", value) if type(value) is dict else None
+            if type(record) is dict and "full_text" in record:
+                yield read_tweet(record), author_of(record)
+            else:
+                yield from _read_value(value)
+        except RecordError as error:
+            raise NotATweetArchiveError(f"{values.name}: line {values.line}: {error}") from error
+
+
+def _read_value(value: object) -> Iterator[tuple[Tweet, str | None]]:
+    if type(value) is dict:
+        if is_activity(value):
+            if note := read_activity(value):
+                yield note, activity_author(value)
+            return
+        for field in STREAMED_LISTS:  # in a line of its own, not the file's first object
+            if isinstance(elements := value.get(field), list):
+                for element in elements:
+                    yield from _read_value(element)
+                return
+        if (records := bluesky_records(value)) is not None:
+            for record in records:
+                if post := read_bluesky(record):
+                    yield post, author_of(record)
+            return
+    for tweet in unwrap(value):
+        yield read_tweet(tweet), author_of(tweet)

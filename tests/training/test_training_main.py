@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+from small_run import TINY, write_archive
 
-from training.__main__ import main, parse_arguments, settings
-from training.checkpoint import staged
-from training.errors import HyperParameterError, OutputFolderError
-from training.presets import FINE_TUNING, SCRATCH, SCRATCH_MODEL, HyperParameters, ScratchModel
-from training.sample_archive import sample_archive
+from training.__main__ import main
+from training.arguments import Job, add_arguments, parse_job
+from training.cleaning import CleaningRules
+from training.errors import HyperParameterError
+from training.presets import (
+    FINE_TUNING,
+    SCRATCH,
+    SCRATCH_MODEL,
+    HyperParameters,
+    Lora,
+    RunOptions,
+    ScratchModel,
+)
 
-TINY = ["--base", "scratch", "--hidden-size", "64", "--num-layers", "1", "--vocab-size", "300"]
-TINY += ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
+ROOT = Path(__file__).parents[2]
+SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
+
+
+def job(*options: str) -> Job:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parse_job(parser.parse_args([*options]))
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "tweets.js").write_text(sample_archive(num_tweets=150), encoding="utf-8")
+    write_archive(tmp_path / "in" / "tweets.js", num_tweets=150)
     (tmp_path / "out").mkdir()
     options = {
         "tweets": tmp_path / "in" / "tweets.js",
@@ -44,16 +67,29 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--handle", "no handle"], "handle 'no handle' is not"),
-        (["--tweets", "/nowhere/tweets.js"], "/nowhere/tweets.js: cannot be read"),
+        (["--base", "scratch", "--dropout", "1"], "dropout is 1.0"),
         (["--eval-fraction", "0.9"], "eval_fraction is 0.9, expected 0 to 0.5"),
         (["--epochs", "0"], "epochs is 0, expected 1 or more"),
         (["--batch-size", "-1"], "batch_size is -1"),
         (["--block-size", "1"], "block_size is 1, expected 2 or more"),
         (["--learning-rate", "0"], "learning_rate is 0.0, expected a number over 0"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
-        (["--warmup-steps", "-1"], "warmup_steps is -1"),
-        (["--threads", "0"], "threads is 0, expected 1 or more"),
+        (["--warmup-ratio", "1"], "warmup_ratio is 1.0, expected 0 up to 1"),
+        (["--gradient-accumulation", "0"], "gradient_accumulation is 0, expected 1 or more"),
+        (["--weight-decay", "-1"], "weight_decay is -1.0, expected 0 or more"),
+        (["--evaluations", "0"], "num_evaluations is 0, expected 1 or more"),
+        (["--early-stopping", "0"], "early_stopping is 0, expected 1 or more"),
+        (["--keep-best", "--eval-fraction", "0"], "eval_fraction is 0, expected more"),
+        (["--sweep", "3", "--eval-fraction", "0"], "eval_fraction is 0, expected more"),
+        (["--lora-rank", "0"], "lora_rank is 0, expected 1 or more"),
+        (["--lora-alpha", "4"], "--lora-alpha needs --lora-rank"),
+        (["--lora-rank", "4", "--base", "scratch"], "--lora-rank needs a base to adapt"),
+        (["--min-words", "101"], "min_words is 101, expected 0 to 100"),
+        (["--handle", "second"], "1 --tweets, 2 --handle and 0 --name are given"),
+        (["--name", "a", "--name", "b"], "1 --tweets, 1 --handle and 2 --name are given"),
+        (["--accounts", "/nowhere"], "--accounts goes without"),
+        (["--report-to", "none", "wandb"], "--report-to none goes without wandb"),
+        (["--threads", "0"], "num_threads is 0, expected 1 or more"),
         (["--seed", "-1"], "seed is -1, expected 0 to 4294967295"),
         (["--base", "scratch", "--hidden-size", "100"], "hidden_size is 100, expected a multiple of 64"),
         (["--base", "scratch", "--vocab-size", "256"], "vocab_size is 256, expected 257 or more"),
@@ -68,12 +104,55 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--handle", "no handle", "--tweets", "a.js"], "handle 'no handle' is not"),
+        (["--handle", "a", "--tweets", "/nowhere/tweets.js"], "/nowhere/tweets.js: cannot be read"),
+        (["--handle", "a", "--tweets", "a.js", "--handle", "A", "--tweets", "b.js"], "'a' is given twice"),
+        ([], "no tweets are given: --tweets FILE, or --accounts DIR"),
+        (["--accounts", "/nowhere"], "accounts /nowhere is not a folder"),
+    ],
+)
+def test_tweets_that_cannot_be_are_refused_in_one_line(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert message in failure([*given, "--output", str(tmp_path / "out")], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_tell_whose_it_is_needs_a_handle(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part for part in arguments if part not in ("--handle", "goose")]
+    assert "does not say whose tweets they are: give --handle NAME" in failure(given, capsys)
+
+
+def test_an_archive_tells_whose_it_is(tmp_path: Path) -> None:
+    write_archive(tmp_path / "tweets.js")
+    account = [{"account": {"username": "goose_lantern", "accountDisplayName": "Goose & Lantern"}}]
+    (tmp_path / "account.js").write_text(f"window.YTD.account.part0 = {json.dumps(account)}")
+    [user] = job("--tweets", str(tmp_path), "--output", "x").users
+    assert (user.handle, user.name, user.paths) == ("goose_lantern", "Goose & Lantern", (tmp_path,))
+
+
+def test_a_folder_of_accounts_has_a_person_for_each_entry(tmp_path: Path) -> None:
+    for name in ("gull.csv", "Goose.js", ".hidden"):
+        (tmp_path / name).touch()
+    users = job("--accounts", str(tmp_path), "--output", "x").users
+    assert [(user.handle, user.paths) for user in users] == [
+        ("Goose", (tmp_path / "Goose.js",)),
+        ("gull", (tmp_path / "gull.csv",)),
+    ]
+
+
 def test_a_small_archive_is_refused_with_its_counts(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     small = tmp_path / "small.csv"
     small.write_text("text\nthe goose left again\nHonk.\n")
-    message = failure([*arguments, "--tweets", str(small)], capsys)
+    arguments[1] = str(small)
+    message = failure(arguments, capsys)
     assert "at least 6,000 are needed: 2 downloaded, 0 retweets, 1 short, 1 kept" in message
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -93,24 +172,7 @@ def test_a_base_that_is_not_there_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
-def test_a_run_that_fails_at_its_end_leaves_nothing(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*_: object, **__: object) -> str:
-        assert any((tmp_path / "out").iterdir())  # the staging folder, weights in it
-        raise error
-
-    monkeypatch.setattr("training.__main__.model_card", fail)
-    if isinstance(error, OSError):
-        assert main([*arguments, *TINY]) == 2
-    else:
-        with pytest.raises(RuntimeError, match="a bug"):
-            main([*arguments, *TINY])
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_an_interrupt_leaves_nothing(
+def test_an_interrupt_before_anything_is_saved_leaves_nothing(
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,6 +185,69 @@ def test_an_interrupt_leaves_nothing(
     assert main([*arguments, *TINY]) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_run_that_fails_at_its_end_is_gone_on_with(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.job.write_card", fail)
+        assert main([*arguments, *TINY]) == (2 if isinstance(error, OSError) else 130)
+    err = capsys.readouterr().err
+    assert "what was trained is kept, --resume goes on with it" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".model.training"]
+
+    assert "--resume goes on with it, --force begins anew" in failure([*arguments, *TINY], capsys)
+    other = failure([*arguments, *TINY, "--resume", "--learning-rate", "0.001"], capsys)
+    assert "had another hyper_parameters" in other
+    assert main([*arguments, *TINY, "--resume"]) == 0  # the seed that was drawn is taken up
+    assert "going on with scratch" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_one_line_and_what_was_trained_before_is_gone_on_with(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """No file may grow over 300 KB: weights and optimizer states cannot be written."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    command = [sys.executable, "-m", "training", *arguments, *TINY, "--seed", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "File too large" in errors[0] or "cannot be saved" in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "model").exists()
+    assert main([*arguments, *TINY, "--seed", "1", "--resume"]) == 0
+
+
+def test_a_killed_run_is_gone_on_with_and_two_runs_keep_apart(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [*TINY, "--epochs", "400", "--evaluations", "200", "--seed", "1"]
+    command = [sys.executable, "-m", "training", *arguments, *long]
+    work = tmp_path / "out" / ".model.training"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not list(work.glob("steps/*/trainer_state.json")):
+            assert run.poll() is None
+        assert "is being written by another run" in failure([*arguments, *long, "--resume"], capsys)
+        assert run.poll() is None
+        os.kill(run.pid, signal.SIGKILL)
+    assert not (tmp_path / "out" / "model").exists()
+    assert main([*arguments, *TINY, "--seed", "1", "--force"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing(
@@ -154,18 +279,6 @@ def test_force_replaces_a_checkpoint_and_only_that(
     assert (output / "model.safetensors").exists()
 
 
-def test_a_file_in_the_way_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputFolderError, match="is a file"), staged(tmp_path / "file", force=True):
-        pass
-    with (
-        pytest.raises(OutputFolderError, match="cannot be written"),
-        staged(tmp_path / "file" / "x", force=False),
-    ):
-        pass
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_it_prints_counts_warning_seed_losses_and_folder(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -180,27 +293,44 @@ def test_it_prints_counts_warning_seed_losses_and_folder(
     assert "'loss'" not in out + err  # no log lines between
 
 
-def test_fine_tuning_takes_the_published_hyper_parameters() -> None:
-    required = ["--tweets", "a", "--handle", "a", "--output", "a"]
+REQUIRED = ["--tweets", "a", "--handle", "a", "--output", "a"]
+
+
+def test_fine_tuning_is_huggingtweets_where_nothing_is_asked_for() -> None:
     expected = HyperParameters(
-        epochs=4, learning_rate=1.372e-4, warmup_steps=0, block_size=1024, batch_size=1
+        epochs=4, learning_rate=1.372e-4, warmup_ratio=0, block_size=1024, batch_size=1, schedule="cosine"
     )
-    assert settings(parse_arguments(required)) == (expected, None)
-    assert expected == FINE_TUNING
+    plain = job(*REQUIRED)
+    assert plain.hyper_parameters == expected == FINE_TUNING
+    assert plain.rules == CleaningRules()
+    assert plain.options == RunOptions()
+    assert plain.scratch_model is None
+    assert plain.report_to == ("wandb",)
+    assert plain.preview
 
 
 def test_options_change_only_what_they_name() -> None:
-    required = ["--tweets", "a", "b", "--handle", "a", "--output", "a", "--base", "scratch"]
-    assert settings(parse_arguments(required)) == (SCRATCH, SCRATCH_MODEL)
-    hyper_parameters, size = settings(parse_arguments([*required, "--epochs", "3", "--num-layers", "2"]))
-    assert hyper_parameters.epochs == 3
-    assert hyper_parameters.learning_rate == SCRATCH.learning_rate
-    assert size == ScratchModel(
-        vocab_size=SCRATCH_MODEL.vocab_size,
-        hidden_size=SCRATCH_MODEL.hidden_size,
-        num_layers=2,
-        dropout=SCRATCH_MODEL.dropout,
+    scratch = [*REQUIRED, "--base", "scratch"]
+    assert job(*scratch).hyper_parameters == SCRATCH
+    assert job(*scratch).scratch_model == SCRATCH_MODEL
+    changed = job(*scratch, "--epochs", "3", "--num-layers", "2", "--schedule", "linear", "--no-tweets-apart")
+    assert changed.hyper_parameters == dataclasses.replace(
+        SCRATCH, epochs=3, schedule="linear", tweets_apart=False
     )
+    assert changed.scratch_model == dataclasses.replace(SCRATCH_MODEL, num_layers=2)
+    adapted = job(*REQUIRED, "--lora-rank", "8", "--early-stopping", "2", "--drop-replies")
+    assert adapted.options == RunOptions(lora=Lora(rank=8, alpha=16), early_stopping=2)
+    assert adapted.rules == CleaningRules(drop_replies=True)
+    assert adapted.hyper_parameters == FINE_TUNING
+
+
+def test_several_processes_need_a_seed_and_do_not_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(HyperParameterError, match="give --seed N"):
+        job(*REQUIRED)
+    assert job(*REQUIRED, "--seed", "1").seed == 1
+    with pytest.raises(HyperParameterError, match="--sweep runs in one process"):
+        job(*REQUIRED, "--seed", "1", "--sweep", "2")
 
 
 def test_presets_check_themselves() -> None:
@@ -210,10 +340,115 @@ def test_presets_check_themselves() -> None:
 
 def test_help_and_every_check_come_before_pytorch() -> None:
     code = (
-        "import sys, training.__main__ as m, training.model_card, training.sample_archive\n"
+        "import sys, training.__main__ as m, training.job, training.sample_archive\n"
         "assert m.main(['--tweets', '/nowhere', '--handle', 'a', '--output', '/nowhere/x']) == 2\n"
-        "loaded = {'torch', 'transformers', 'tokenizers', 'numpy', 'hgt_infer'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'hgt_infer', 'wandb', 'matplotlib', 'optuna'}\n"
+        "loaded = heavy & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", [[], ["fetch"], ["evaluate"], ["publish"]])
+def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    assert " ".join(["usage: python -m training", *command]) in capsys.readouterr().out
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text("utf-8"))
+
+
+def test_several_people_become_one_model(arguments: list[str], tmp_path: Path) -> None:
+    gull = write_archive(tmp_path / "gull.js", num_tweets=400)
+    more = ["--handle", "A_gull", "--tweets", str(gull), "--name", "Goose", "--name", "Gull"]
+    assert main([*arguments, *more, *TINY, "--seed", "1"]) == 0
+    record = read(tmp_path / "out" / "model", "dataset.json")
+    assert record["handle"] == "A_gull-goose"
+    assert [user["name"] for user in record["users"]] == ["Gull", "Goose"]
+    assert [user["counts"]["downloaded"] for user in record["users"]] == [400, 150]
+    assert record["users"][0]["repeats"] == 1.0
+    assert record["users"][1]["repeats"] > 2
+    assert r"| Data | \@A\_gull | \@goose |" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_a_sweep_keeps_the_best_checkpoint_and_tells_of_all_trials(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, *TINY, *SHORT, "--seed", "1", "--sweep", "2"]) == 0
+    model = tmp_path / "out" / "model"
+    trials = read(model, "sweep.json")["trials"]
+    best = min(trials, key=lambda trial: trial["loss"])
+    assert len(trials) == 2
+    training = read(model, "training.json")
+    assert training["evaluation"]["loss_after"] == best["loss"]
+    for name in ("epochs", "learning_rate", "schedule", "gradient_accumulation"):
+        assert training["hyper_parameters"][name] == best["hyper_parameters"][name]
+    assert read(model, "dataset.json")["epochs"] == best["hyper_parameters"]["epochs"]
+    assert "trial     loss" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+    assert not [path for path in model.iterdir() if path.is_dir()]
+
+
+def test_a_sweep_whose_trial_dies_goes_on_with_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import job as job_module
+
+    train, calls = job_module.train, []
+
+    def interrupted(*given: Any) -> None:
+        calls.append(given)
+        train(*given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "train", interrupted)
+    options = [*arguments, *TINY, *SHORT, "--seed", "1", "--sweep", "3"]
+    assert main(options) == 130
+    assert main([*options, "--resume"]) == 0
+    trials = read(tmp_path / "out" / "model", "sweep.json")["trials"]
+    assert len(trials) == 3
+    assert len(calls) == 4
+    best = min(trial["loss"] for trial in trials)
+    assert read(tmp_path / "out" / "model", "training.json")["evaluation"]["loss_after"] == best
+
+
+def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, "-m", "training", *arguments, *TINY, "--seed", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("tweets downloaded") == 1
+    training = read(tmp_path / "out" / "model", "training.json")
+    assert training["num_processes"] == 2
+    assert training["evaluation"]["loss_after"] < training["evaluation"]["loss_before"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_whole_run_has_pictures_samples_and_records(arguments: list[str], tmp_path: Path) -> None:
+    options = [option for option in TINY if option not in ("--no-preview", "none", "--report-to")]
+    assert main([*arguments, *options, "--report-to", "wandb", "tensorboard", "mlflow", "--seed", "1"]) == 0
+    model = tmp_path / "out" / "model"
+    sizes = {"preview.png": (1200, 630), "bot.png": (400, 400), "pipeline.png": (1200, 300)}
+    for name, size in sizes.items():
+        with Image.open(model / name) as picture:
+            assert picture.size == size
+    assert len(read(model, "samples.json")["texts"]) == 5
+    card = (model / "README.md").read_text("utf-8")
+    for part in ("![Five tweets", "## Samples", "(loss.png)", "language: en"):
+        assert part in card
+    lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "eval_loss"} <= {name for line in lines for name in line}
+    assert list((model / "wandb").glob("offline-run-*"))
+    assert list((model / "tensorboard").glob("events*"))
+    assert (model / "mlflow" / "mlflow.db").exists()
+    assert str(tmp_path) not in "".join(path.read_text("utf-8") for path in model.glob("*.json"))

@@ -1,0 +1,401 @@
+"""What trackers are told, read back from what the real ones wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from wandb_log import LoggedRun, read_runs
+from wandb_stand_in import wandb_stand_in
+
+from training import tracking, wandb_runs
+from training.errors import TrackerError
+from training.tracking import TrackedRun, Trackers, check_report_to, tracked
+
+Entry = dict[str, float]
+
+CONFIG = {
+    "seed": 7,
+    "hyper_parameters": {"learning_rate": 4e-3, "schedule": "cosine"},
+    "scratch_model": {"hidden_size": 64, "num_layers": 1},
+}
+DATASET = {"handle": "goose", "seed": 7, "epochs": 4, "version": "0.1.0"}
+TRAINING = {
+    "seed": 7,
+    "evaluation": {"loss_before": 7.5, "loss_after": 2.5},
+    "libraries": {"torch": "2.13.0", "transformers": "4.57.6"},
+}
+ENTRIES: list[Entry] = [
+    {"step": 5, "epoch": 0.5, "loss": 4.0, "learning_rate": 4e-3},
+    {"step": 10, "epoch": 1.0, "loss": 3.0, "learning_rate": 2e-3},
+    {"step": 10, "epoch": 1.0, "eval_loss": 3.5},
+]
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder without keys and settings."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "MLFLOW_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+
+def a_run(root: Path, **changes: Any) -> TrackedRun:
+    folder = root / ".model.training" / "checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    tweets = root / "tweets.csv"
+    tweets.write_text("id,text\n1,the heron is back\n", encoding="utf-8")
+
+    def write(path: Path) -> None:
+        path.write_text("<|endoftext|>the heron is back<|endoftext|>", encoding="utf-8")
+
+    arguments: dict[str, Any] = {
+        "folder": folder,
+        "output": root / "model",
+        "handle": "goose",
+        "tweet_files": (tweets,),
+        "write_dataset": write,
+        "dataset": DATASET,
+        "base": "scratch",
+        "config": CONFIG,
+    }
+    return TrackedRun(**(arguments | changes))
+
+
+def record(run: TrackedRun, *names: str, entries: list[Entry] = ENTRIES) -> None:
+    with tracked(check_report_to(names), run) as trackers:
+        for entry in entries:
+            trackers.log(entry)
+        (run.folder / "model.safetensors").write_bytes(b"weights")
+        (run.folder / "README.md").write_text("the card", encoding="utf-8")
+        trackers.log_model(TRAINING)
+
+
+def the_runs(folder: Path) -> tuple[LoggedRun, LoggedRun]:
+    runs = read_runs(folder / "wandb")
+    assert {name: len(logged) for name, logged in runs.items()} == {"preprocess": 1, "train": 1}
+    return runs["preprocess"][0], runs["train"][0]
+
+
+def test_wandb_has_two_runs_that_four_artifacts_link(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    preprocess, train = the_runs(run.folder)
+
+    def linked(logged: LoggedRun) -> list[tuple[str, str, bool]]:
+        return [(a.type, a.name, a.use_after_commit) for a in logged.artifacts]
+
+    assert linked(preprocess) == [
+        ("raw-dataset", "goose-tweets", False),
+        ("train-dataset", "goose-dataset", False),
+    ]
+    assert linked(train) == [
+        ("train-dataset", "goose-dataset", True),
+        ("pretrained-model", "scratch", True),
+        ("finetuned-model", "goose-model", False),
+    ]
+    made, used = preprocess.artifacts[1], train.artifacts[0]
+    assert made.digest == used.digest
+    assert json.loads(made.metadata) == DATASET
+    assert json.loads(train.artifacts[1].metadata)["model"] == CONFIG["scratch_model"]
+    assert [entry.path for entry in train.artifacts[2].manifest.contents] == [
+        "README.md",
+        "model.safetensors",
+    ]
+
+
+def test_wandb_has_configuration_versions_curves_and_result(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    preprocess, train = the_runs(run.folder)
+    assert train.config["hyper_parameters"] == CONFIG["hyper_parameters"]
+    assert train.config["libraries"] == TRAINING["libraries"]
+    assert preprocess.config["epochs"] == 4
+    curves = [
+        {name: row[name] for name in ("_step", "loss", "learning_rate", "eval_loss") if name in row}
+        for row in train.history
+    ]
+    assert curves == [
+        {"_step": 5, "loss": 4.0, "learning_rate": 4e-3},
+        {"_step": 10, "loss": 3.0, "learning_rate": 2e-3, "eval_loss": 3.5},
+    ]
+    assert train.summary["loss_after"] == 2.5
+    assert (preprocess.exit_code, train.exit_code) == (0, 0)
+
+
+def test_wandb_records_nothing_of_the_machine(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    for logged in the_runs(run.folder):
+        assert not logged.run.host
+        assert not logged.run.git.remote_url
+        assert str(tmp_path) not in json.dumps([logged.config, logged.summary, logged.history])
+        assert all(str(tmp_path) not in artifact.metadata for artifact in logged.artifacts)
+    assert not list((run.folder / "wandb").rglob("requirements.txt"))
+    assert not list((run.folder / "wandb").rglob("wandb-metadata.json"))
+
+
+def test_trackers_leave_nothing_outside_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    before, children = dict(os.environ), psutil.Process().children(recursive=True)
+    record(a_run(tmp_path), "wandb", "tensorboard", "mlflow")
+    assert dict(os.environ) == before
+    assert psutil.Process().children(recursive=True) == children
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert not list(elsewhere.iterdir())
+
+
+def test_offline_runs_are_uploaded_after_the_checkpoint_was_put_in_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    run.folder.rename(run.output)
+    *_, command = capsys.readouterr().out.splitlines()[-1].partition("wandb sync ")
+    files = {path: path.read_bytes() for path in run.output.iterdir() if path.is_file()}
+    with wandb_stand_in() as uploads:
+        environment = os.environ | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": uploads.url}
+        sync = [sys.executable, "-m", "wandb", "sync", "--yes", command]
+        subprocess.run(sync, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    assert uploads.files == {
+        "tweets.csv": run.tweet_files[0].read_bytes(),
+        "dataset.txt": (run.output / "wandb" / "dataset.txt").read_bytes(),
+        "base.json": (run.output / "wandb" / "base.json").read_bytes(),
+        "model.safetensors": b"weights",
+        "README.md": b"the card",
+    }
+    ids = json.loads((run.output / "wandb" / "runs.json").read_text(encoding="utf-8"))
+    used = sorted((name, uploads.artifacts[artifact]) for name, artifact in uploads.used)
+    assert used == [(ids["train"], "pretrained-model"), (ids["train"], "train-dataset")]
+    assert [json.loads(line)["loss"] for line in uploads.history] == [4.0, 3.0]
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_resumed_run_keeps_its_ids_and_has_each_step_once(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt), tracked(["wandb"], run) as trackers:
+        trackers.log(ENTRIES[0])
+        trackers.log({"step": 7, "epoch": 0.7, "loss": 3.5, "learning_rate": 3e-3})
+        raise KeyboardInterrupt
+    first = the_runs(run.folder)
+    assert first[1].exit_code == 1
+    record(run, "wandb")
+    second = the_runs(run.folder)
+    assert [logged.run.run_id for logged in first] == [logged.run.run_id for logged in second]
+    assert [row["_step"] for row in second[1].history] == [5, 10]
+    assert second[1].exit_code == 0
+
+
+def test_of_an_archive_only_the_tweets_are_recorded(tmp_path: Path) -> None:
+    archive = tmp_path / "archive.zip"
+    tweets = [{"tweet": {"id_str": "1", "full_text": "the heron is back", "retweeted": False}}]
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("data/tweets.js", "window.YTD.tweets.part0 = " + json.dumps(tweets))
+        file.writestr("data/direct-messages.js", "window.YTD.direct_messages.part0 = []")
+    run = a_run(tmp_path, tweet_files=(archive,))
+    record(run, "wandb")
+    raw = the_runs(run.folder)[0].artifacts[0]
+    assert [entry.path for entry in raw.manifest.contents] == ["archive.jsonl"]
+    written = (run.folder / "wandb" / "tweets-0.jsonl").read_text(encoding="utf-8")
+    assert json.loads(written) == {"id": "1", "text": "the heron is back", "is_retweet": False}
+
+
+def test_base_folder_is_recorded_by_hashes_and_a_hub_id_by_its_address(tmp_path: Path) -> None:
+    base = tmp_path / "my gpt2"
+    base.mkdir()
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    run = a_run(tmp_path, base=str(base))
+    record(run, "wandb")
+    artifact = the_runs(run.folder)[1].artifacts[1]
+    assert artifact.name == "my-gpt2"
+    empty_object = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert json.loads(artifact.metadata) == {"base": "my gpt2", "sha256": {"config.json": empty_object}}
+    run = a_run(tmp_path, base="someone/gpt2-small")
+    record(run, "wandb")
+    artifact = the_runs(run.folder)[1].artifacts[1]
+    assert artifact.name == "someone-gpt2-small"
+    assert json.loads(artifact.metadata)["address"] == "https://huggingface.co/someone/gpt2-small"
+
+
+def test_server_that_cannot_be_reached_turns_the_record_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_runs, "INIT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: Weights & Biases records offline: ")
+    assert warning.count("\n") == 1
+    assert [row["loss"] for row in the_runs(run.folder)[1].history] == [4.0, 3.0]
+
+
+def test_key_that_cannot_be_one_turns_the_record_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    run = a_run(tmp_path)
+    record(run, "wandb")
+    assert "records offline: WANDB_API_KEY invalid" in capsys.readouterr().err
+    the_runs(run.folder)
+
+
+def test_wandb_mode_of_the_user_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    record(run, "wandb")
+    assert "WANDB_MODE is disabled" in capsys.readouterr().out
+    assert not (run.folder / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    record(run, "wandb")
+    the_runs(run.folder)
+
+
+def test_service_that_dies_is_warned_of_once_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path)
+    ours = psutil.Process().children(recursive=True)
+    with tracked(["wandb", "tensorboard"], run) as trackers:
+        trackers.log(ENTRIES[0])
+        for process in psutil.Process().children(recursive=True):
+            if process not in ours:
+                process.kill()
+                process.wait()
+        for entry in ENTRIES[1:] * 3:
+            trackers.log(entry)
+        trackers.log_model(TRAINING)
+    captured = capsys.readouterr()
+    assert captured.err.count("warning: wandb stops recording, training goes on: ") == 1
+    assert captured.err.count("\n") == 1
+    assert "to upload" not in captured.out
+    assert list((run.folder / "tensorboard").iterdir())
+
+
+class Broken:
+    """A tracker that raises what it is told to."""
+
+    failures = (OSError,)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.closed = False
+
+    def start(self) -> None:
+        pass
+
+    def log(self, entry: Mapping[str, float]) -> None:
+        raise self.error
+
+    def log_model(self, training: Mapping[str, Any]) -> None:
+        raise self.error
+
+    def close(self, *, failed: bool) -> None:
+        self.closed = True
+
+
+def test_failure_of_the_world_is_a_warning_and_a_mistake_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    trackers = Trackers()
+    full = Broken(OSError(28, "No space left on device"))
+    trackers.add("full", full)
+    trackers.log(ENTRIES[0])
+    trackers.log(ENTRIES[1])
+    assert full.closed
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    trackers.add("mistaken", Broken(KeyError("step")))
+    with pytest.raises(KeyError):
+        trackers.log(ENTRIES[0])
+
+
+def test_tensorboard_has_the_curves_of_the_last_start_alone(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = a_run(tmp_path)
+    record(run, "tensorboard", entries=[{"step": 3, "epoch": 0.3, "loss": 9.0}])
+    record(run, "tensorboard")
+    (events,) = (run.folder / "tensorboard").iterdir()
+    assert socket.gethostname() not in events.name
+    read = EventAccumulator(str(events)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("loss")] == [(5, 4.0), (10, 3.0)]
+    assert [(event.step, event.value) for event in read.Scalars("eval_loss")] == [(10, 3.5)]
+    assert len(read.Scalars("learning_rate")) == 2
+
+
+def test_mlflow_has_the_curves_of_the_last_start_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    run = a_run(tmp_path)
+    record(run, "mlflow", entries=[{"step": 3, "epoch": 0.3, "loss": 9.0}])
+    record(run, "mlflow")
+    assert capfd.readouterr() == ("", "")
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.folder / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("goose")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["hyper_parameters.learning_rate"] == "0.004"
+    assert found.data.tags["training.libraries.torch"] == "2.13.0"
+    history = client.get_metric_history(found.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(5, 4.0), (10, 3.0)]
+
+
+def test_mlflow_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'theirs.db'}")
+    run = a_run(tmp_path)
+    record(run, "mlflow")
+    assert (tmp_path / "theirs.db").is_file()
+    assert not (run.folder / "mlflow").exists()
+
+
+def test_nothing_is_recorded_for_none(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record(run, "none")
+    assert sorted(path.name for path in run.folder.iterdir()) == ["README.md", "model.safetensors"]
+
+
+def test_trackers_are_checked_by_name_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_report_to(["tensorboard", "wandb", "wandb"]) == ("tensorboard", "wandb")
+    with pytest.raises(TrackerError, match="'comet' is not known, expected some of wandb, tensorboard"):
+        check_report_to(["comet"])
+    with pytest.raises(TrackerError, match="none goes without wandb"):
+        check_report_to(["wandb", "none"])
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(TrackerError, match="pip install mlflow-skinny sqlalchemy alembic"):
+        check_report_to(["mlflow"])
+    assert check_report_to(["none"]) == ()
+
+
+def test_checking_trackers_loads_none_of_them() -> None:
+    code = (
+        "import sys; from training.tracking import check_report_to\n"
+        "check_report_to(['wandb', 'tensorboard', 'mlflow'])\n"
+        "assert not {'wandb', 'tensorboard', 'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
