@@ -56,12 +56,12 @@ clean:  ## remove what was built and cached; .venv stays
 
 $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing everything into $(VENV)"
-	@$(PIP) --editable '.[train,bench,dev]'
+	@$(PIP) --editable '.[train,fetch,trackers,bench,dev]'
 	@touch $(INSTALLED_TRAIN) $@
 
 $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@echo "installing the CUDA libraries into $(VENV)"
-	@$(PIP) --editable '.[train,bench,dev,cuda]'
+	@$(PIP) --editable '.[train,fetch,trackers,bench,dev,cuda]'
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)

@@ -254,7 +254,7 @@ def clean(
 
 def _id_number(id_: str | None) -> int:
     """Return an id as 64 bits: itself below 2⁶³, else a hash with the highest bit set; 0 for no id."""
-    if id_ is None:
+    if not id_:
         return 0
     if id_.isdecimal() and id_.isascii() and (number := int(id_)) < 1 << 63:
         return number

@@ -231,10 +231,8 @@ class WandbRuns:
             entry.local_path = str(lies)
 
     def _use(self, artifact: Any) -> None:
-        if self._offline:  # use_artifact refuses; this is what it does first
-            self._train._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-        else:
-            self._train.use_artifact(artifact)
+        # What use_artifact does first; it then waits for the upload, and refuses where there is no server.
+        self._train._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -185,9 +185,9 @@ def test_several_people_share_a_store_and_keep_their_own_texts() -> None:
 PIECES = st.sampled_from(
     ["soup", "@a", "#b", "https://t.co/x", "http:", "&amp;", "\n", " ", "  ", "🪿", "RT @a"]
 )
-TWEETS = st.builds(
-    Tweet, st.one_of(st.text(), st.lists(PIECES).map(" ".join), st.lists(PIECES).map("".join)), st.booleans()
-)
+TEXTS = st.one_of(st.text(), st.lists(PIECES).map(" ".join), st.lists(PIECES).map("".join))
+YEARS = st.none() | st.integers(2006, 2030)
+TWEETS = st.builds(Tweet, TEXTS, st.booleans(), st.none(), is_reply=st.booleans(), year=YEARS)
 
 
 @given(st.lists(TWEETS))

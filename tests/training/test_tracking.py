@@ -190,6 +190,28 @@ def test_offline_runs_are_uploaded_after_the_checkpoint_was_put_in_its_place(
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_with_a_key_runs_are_recorded_online_and_have_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path)
+    with wandb_stand_in() as uploads:
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", uploads.url)
+        with tracked(["wandb"], run) as trackers:
+            for entry in ENTRIES:
+                trackers.log(entry)
+            (run.folder / "model.safetensors").write_bytes(b"weights")
+            trackers.log_model(TRAINING)
+    ids = json.loads((run.folder / "wandb" / "runs.json").read_text(encoding="utf-8"))
+    address = f"{uploads.url}/someone/hgt-infer/runs/"
+    assert trackers.links == {name: address + ids[name] for name in ("preprocess", "train")}
+    assert capsys.readouterr() == (f"Weights & Biases: {trackers.links['train']}\n", "")
+    assert sorted(uploads.files) == ["base.json", "dataset.txt", "model.safetensors", "tweets.csv"]
+    used = sorted((name, uploads.artifacts[artifact]) for name, artifact in uploads.used)
+    assert used == [(ids["train"], "pretrained-model"), (ids["train"], "train-dataset")]
+    assert [json.loads(line)["loss"] for line in uploads.history] == [4.0, 3.0]
+
+
 def test_resumed_run_keeps_its_ids_and_has_each_step_once(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     with pytest.raises(KeyboardInterrupt), tracked(["wandb"], run) as trackers:

@@ -183,7 +183,7 @@ def test_one_tweet_in_data_is_a_page_of_one(tmp_path: Any) -> None:
         ('[{"text": "a"},\n 7]', "line 2: expected an object with `full_text` or `text`, found int"),
         ('[{"text": "a"},\n\n{"text": 7}, {"text": "b"}]', "line 3: expected `full_text` or `text`"),
         ('[{"tweet": null}]', "found NoneType"),
-        ('{"tweets": {"text": "a"}}', "expected a list in `tweets`, found dict"),
+        ('{"tweets": {"text": "a"}}', "expected `full_text` or `text`, found .tweets"),
         ('{"data": [7]}', "expected objects in `data`, found int"),
         ('{"data": 7}', "expected objects in `data`, found int"),
     ],

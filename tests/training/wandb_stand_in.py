@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that takes what `wandb sync` uploads, in place of Weights & Biases."""
+"""A server on 127.0.0.1 that takes what runs and `wandb sync` upload, in place of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -91,6 +91,8 @@ def answer(uploads: Uploads, operation: str, variables: dict[str, Any]) -> dict[
         bucket = {"id": "bucket", "name": given["name"], "displayName": "", "description": "", "config": "{}"}
         bucket |= {"sweepName": None, "historyLineCount": 0, "project": project}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+    if operation == "Viewer":
+        return {"viewer": {"id": "1", "entity": "someone", "username": "someone", "flags": "{}"}}
     if operation == "RunResumeStatus":
         return {"model": None}
     if operation == "CreateArtifact":
