@@ -172,7 +172,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--keep-best",
         action=argparse.BooleanOptionalAction,
-        help="keep the weights of the lowest evaluation loss, not the last ones",
+        help="keep the weights of the lowest evaluation loss, not the last ones (default: no / yes)",
     )
     training.add_argument(
         "--early-stopping",
@@ -257,7 +257,7 @@ def parse_job(args: argparse.Namespace) -> Job:
         hyper_parameters=dataclasses.replace(SCRATCH if scratch else FINE_TUNING, **_given(args, names)),
         options=RunOptions(
             num_evaluations=RunOptions.num_evaluations if args.evaluations is None else args.evaluations,
-            keep_best=bool(args.keep_best),
+            keep_best=scratch and args.eval_fraction > 0 if args.keep_best is None else args.keep_best,
             early_stopping=args.early_stopping,
             precision=args.precision,
             gradient_checkpointing=args.gradient_checkpointing,

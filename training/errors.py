@@ -85,3 +85,7 @@ class RateLimitError(FetchError):
 
 class EvaluationError(TrainingError):
     """A model cannot be evaluated as asked."""
+
+
+class PublishError(TrainingError):
+    """A checkpoint cannot be published."""

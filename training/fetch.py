@@ -122,6 +122,10 @@ def fetch_tweets(
             next_token = page["meta"].get("next_token")
             if next_token is None:
                 break
+        else:
+            raise FetchError(
+                f"the API gives more than {MAX_PAGES} pages; expected {MAX_TWEETS} tweets in them"
+            )
     partial.replace(output)
     return num_tweets
 
@@ -164,6 +168,7 @@ class _Api:
         import tweepy
 
         request = functools.partial(getattr(self._client, method), **arguments)
+        # `from None`: a traceback would show what the API answered, which may repeat the token.
         for attempt in range(MAX_TRIES):
             backoff_s = 2.0**attempt
             try:
@@ -172,21 +177,21 @@ class _Api:
                 reset = error.response.headers.get("x-rate-limit-reset", "")
                 wait_s = max(1.0, int(reset) - time.time() + 1) if reset.isdecimal() else 60 * backoff_s
                 self._wait(wait_s, "the API's rate limit is reached")
-            except tweepy.Unauthorized as error:
-                raise TokenError("the API refuses the token (401); expected a valid bearer token") from error
+            except tweepy.Unauthorized:
+                raise TokenError("the API refuses the token (401); expected a valid bearer token") from None
             except tweepy.Forbidden as error:
-                raise TokenError(f"the token may not read tweets (403, {self._text(error)})") from error
+                raise TokenError(f"the token may not read tweets (403, {self._text(error)})") from None
             except (tweepy.TwitterServerError, requests.RequestException) as error:
                 if attempt == MAX_TRIES - 1:
                     raise FetchError(
-                        f"the API does not answer after {MAX_TRIES} tries ({self._text(error)}); a later call "
-                        "goes on from here"
-                    ) from error
+                        f"the API does not answer after {MAX_TRIES} tries ({self._text(error)}); a later "
+                        "call goes on from here"
+                    ) from None
                 self._wait(backoff_s, "the API does not answer")
             except tweepy.TweepyException as error:
-                raise FetchError(f"the API refuses the call ({self._text(error)})") from error
-            except (AttributeError, TypeError, ValueError) as error:  # tweepy, of other JSON
-                raise FetchError("the API answers with what is none of its own answers") from error
+                raise FetchError(f"the API refuses the call ({self._text(error)})") from None
+            except (AttributeError, TypeError, ValueError):  # tweepy, of other JSON
+                raise FetchError("the API answers with what is none of its own answers") from None
             else:
                 if not isinstance(answer, dict):
                     raise FetchError(f"the API answers with {type(answer).__name__}, expected an object")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import NoReturn
 
@@ -176,9 +176,9 @@ class JsonValues:
         separator: str | None = None
         while True:
             self._peek()
-            if separator is not None:
-                yield from self._batch(separator)
-                self._peek()
+            if separator is not None and (yield from self._batch(separator)) and self._more():
+                continue
+            self._peek()
             yield self._value()
             if separator is None and (match := _SEPARATOR.match(self._text, self._position)):
                 separator = match[0]
@@ -189,27 +189,28 @@ class JsonValues:
             if character == "]":
                 return
 
-    def _batch(self, separator: str) -> Iterator[object]:
+    def _batch(self, separator: str) -> Generator[object, None, bool]:
         """Give all elements before the window's last separator at once: orjson reads whole texts only.
 
         If that separator is inside of an element, the text before it is no sequence of values, and nothing is
-        given.
+        given: False.
         """
         start = self._position
         if start < self._singly_until:
-            return
+            return False
         cut = self._text.rfind(separator, start)
         if cut < 0:
             self._singly_until = len(self._text)
-            return
+            return False
         try:
             batch = orjson.loads(f"[{self._text[start:cut]}]")
         except ValueError:  # UnicodeEncodeError, too
             self._singly_until = cut
-            return
+            return False
         self._start, self._position = start, self._text.index(",", cut) + 1
         for self._index, value in enumerate(batch):
             yield value
+        return True
 
     def _object(self) -> Iterator[object]:
         line = self._line_at(self._position)

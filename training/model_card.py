@@ -229,7 +229,7 @@ def _training_data(dataset: Mapping[str, Any]) -> str:
         else "white space was collapsed",
     ]
     lines = [
-        f"## Training data\n\nThe tweets of {_mentions(dataset)}, from files that their reader had.",
+        f"## Training data\n\nThe tweets of {_mentions(dataset)}.",
         count_table(dataset["users"]),
         f"{', '.join(cleaning[:-1])} and {cleaning[-1]}; a tweet with fewer than {rules['min_words']} words "
         "besides links, mentions and hashtags is short.",

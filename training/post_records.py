@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from training.tweet_records import Record, RecordError, Tweet, without_lone_surrogates, year_of
 
 PUBLIC = frozenset({"https://www.w3.org/ns/activitystreams#Public", "as:Public", "Public"})
-_ACTIVITIES = frozenset({"Create", "Announce"})
+_ACTIVITIES = ("Create", "Announce")
 _BLUESKY_POST = "app.bsky.feed.post"
 _BLUESKY_REPOST = "app.bsky.feed.repost"
 _INNER = ("value", "record")

@@ -117,7 +117,7 @@ def test_a_cut_zip_is_named_with_the_remedy(tmp_path: Path) -> None:
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_files, "FREE_OF_RATIO_BYTES", 1 << 20)
     bomb = write_archive(tmp_path / "bomb.zip", {"tweets.js": " " * (3 << 20)}, zipped=True)
-    with pytest.raises(NotATweetArchiveError, match="3,145,728 bytes from .* at most 200 times"):
+    with pytest.raises(NotATweetArchiveError, match=r"3,145,728 bytes from .* at most 200 times"):
         texts(bomb)
     monkeypatch.setattr(archive_files, "MAX_UNZIPPED_BYTES", 1 << 20)
     with pytest.raises(NotATweetArchiveError, match="unpack to 3,145,728 bytes, expected at most 1,048,576"):
@@ -182,7 +182,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 def test_utf_16_that_is_cut_within_a_character_is_named_with_its_line(tmp_path: Path) -> None:
     content = "one goose\ntwo 🪿".encode("utf-16")
-    with pytest.raises(NotATweetArchiveError, match="expected UTF-16 .* line"):
+    with pytest.raises(NotATweetArchiveError, match=r"expected UTF-16 .* line"):
         texts(write(tmp_path, content[:-2]))
 
 

@@ -313,6 +313,9 @@ def test_options_change_only_what_they_name() -> None:
     scratch = [*REQUIRED, "--base", "scratch"]
     assert job(*scratch).hyper_parameters == SCRATCH
     assert job(*scratch).scratch_model == SCRATCH_MODEL
+    assert job(*scratch).options.keep_best
+    assert not job(*scratch, "--no-keep-best").options.keep_best
+    assert not job(*scratch, "--eval-fraction", "0").options.keep_best
     changed = job(*scratch, "--epochs", "3", "--num-layers", "2", "--schedule", "linear", "--no-tweets-apart")
     assert changed.hyper_parameters == dataclasses.replace(
         SCRATCH, epochs=3, schedule="linear", tweets_apart=False

@@ -54,8 +54,6 @@ PIECES = st.sampled_from(
         b"text",
         b'"full_text":"a"',
         b"window.YTD.tweet.part0 = ",
-    ]
-    + [
         b"\xff\xfe",
         b"\xef\xbb\xbf",
         b"PK\x03\x04",
@@ -65,8 +63,6 @@ PIECES = st.sampled_from(
         b"NaN",
         b"1e999",
         b'"tweets":',
-    ]
-    + [
         b'"data":',
         b'"$type":"app.bsky.feed.post"',
         b'"type":"Create"',
@@ -109,8 +105,6 @@ JSON = st.recursive(
                     "text",
                     "full_text",
                     "user",
-                ]
-                + [
                     "type",
                     "actor",
                     "object",
@@ -121,8 +115,6 @@ JSON = st.recursive(
                     "records",
                     "created_at",
                     "author",
-                ]
-                + [
                     "orderedItems",
                     "note_tweet",
                     "referenced_tweets",
@@ -224,8 +216,16 @@ def test_files_of_other_people_name_some_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "window.YTD.tweets.part0 = [ ]", '{"tweets": []}', "id,text\n", '{"data": [], "meta": {}}']
-    + ['{"meta": {"result_count": 0}}', '{"orderedItems": []}', '[{"$type": "app.bsky.feed.like"}]'],
+    [
+        "[]",
+        "window.YTD.tweets.part0 = [ ]",
+        '{"tweets": []}',
+        "id,text\n",
+        '{"data": [], "meta": {}}',
+        '{"meta": {"result_count": 0}}',
+        '{"orderedItems": []}',
+        '[{"$type": "app.bsky.feed.like"}]',
+    ],
 )
 def test_an_archive_of_no_tweets_is_an_error_of_its_own(tmp_path: Path, content: str) -> None:
     with pytest.raises(EmptyTweetArchiveError, match="holds no tweets"):

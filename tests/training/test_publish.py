@@ -1,0 +1,176 @@
+"""Publishing with the hub's real client, in processes of their own, to a stand-in for the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub_upload
+import pytest
+from hub_upload import TOKEN, Hub
+from small_run import TINY, write_archive
+
+from hgt_infer import Generator
+from training.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("publish")
+    tweets = write_archive(folder / "tweets.js")
+    options = ["--tweets", str(tweets), "--handle", "goose", "--output", str(folder / "goose")]
+    assert main([*options, *TINY, "--seed", "3"]) == 0
+    return folder / "goose"
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path) -> Path:
+    """The checkpoint among things that must not be published."""
+    folder = tmp_path / "goose"
+    shutil.copytree(trained, folder)
+    for name in ("tweets.js", "optimizer.pt", "pytorch_model.bin", "training_args.bin", ".env", "notes.txt"):
+        (folder / name).write_text("secret")
+    for name in ("wandb", "checkpoint-5", "tensorboard"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_text("secret")
+    (folder / "loss.png").unlink()
+    (folder / "loss.png").symlink_to("/etc/passwd")
+    return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_upload.serve() as hub:
+        yield hub
+
+
+def publish(
+    checkpoint: Path, *options: str, endpoint: str, token: str | None = TOKEN, repo: str = "me/goose"
+) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(checkpoint.parent / "hub-home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if token:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, "-m", "training", "publish", str(checkpoint), "--repo", repo, *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def failure(result: subprocess.CompletedProcess[str]) -> str:
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert TOKEN not in result.stdout + result.stderr
+    return lines[0]
+
+
+def test_files_arrive_whole_in_one_commit_and_make_a_model(
+    checkpoint: Path, hub: Hub, tmp_path: Path
+) -> None:
+    result = publish(checkpoint, "--private", endpoint=hub.endpoint)
+    assert result.returncode == 0, result.stderr
+    assert f"published as {hub.endpoint}/me/goose" in result.stdout
+    assert hub.num_commits == 1
+    [(name, files)] = hub.repositories.items()
+    # A user's own repository is made by its name alone.
+    assert name in ("me/goose", "goose")
+    for path, content in files.items():
+        if path != "README.md" and not path.startswith("onnx/"):
+            assert content == (checkpoint / path).read_bytes()
+    assert {"model.safetensors", "config.json", "tokenizer.json", "dataset.json", "metrics.jsonl"} <= set(
+        files
+    )
+    assert not [path for path in files if b"secret" in files[path]]
+    assert "loss.png" not in files
+    card = files["README.md"].decode()
+    assert 'Generator("me/goose")' in card
+    assert str(tmp_path) not in card
+
+    for path, content in files.items():
+        target = tmp_path / "downloaded" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    texts = []
+    for folder in (tmp_path / "downloaded", tmp_path / "downloaded" / "onnx"):
+        with Generator(folder, device="cpu") as generator:
+            texts.append(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8))
+    assert texts[0] == texts[1]
+
+
+def test_a_second_publication_is_a_second_commit(checkpoint: Path, hub: Hub) -> None:
+    for number in (1, 2):
+        assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+        assert hub.num_commits == number
+    assert not any(path.startswith("onnx/") for files in hub.repositories.values() for path in files)
+
+
+def test_a_dry_run_lists_files_and_asks_nobody(checkpoint: Path, hub: Hub) -> None:
+    result = publish(checkpoint, "--dry-run", endpoint=hub.endpoint, token=None)
+    assert result.returncode == 0, result.stderr
+    assert hub.requests == []
+    listed = [line.split()[-1] for line in result.stdout.splitlines()]
+    assert {"model.safetensors", "onnx/model.onnx", "README.md"} <= set(listed)
+    assert not {"tweets.js", "pytorch_model.bin", ".env", "loss.png"} & set(listed)
+    size = f"{(checkpoint / 'model.safetensors').stat().st_size:,}  model.safetensors"
+    assert size in result.stdout
+    assert "dry run: nothing was sent to me/goose" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "code", "message"),
+    [
+        ("/api/repos/create", 401, None, "401"),
+        ("/api/repos/create", 403, None, "403"),
+        ("/preupload/", 404, "RepoNotFound", "404"),
+        ("/lfs/", 500, None, "500"),
+        ("/commit/", 500, None, "500"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_and_no_commit(
+    checkpoint: Path, hub: Hub, where: str, status: int, code: str | None, message: str
+) -> None:
+    hub.failures[where] = (status, code)
+    error = failure(publish(checkpoint, "--no-onnx", endpoint=hub.endpoint))
+    assert "the hub did not take me/goose" in error
+    assert message in error
+    assert hub.num_commits == 0
+
+
+def test_a_wrong_token_and_a_hub_that_is_not_there_are_one_line(checkpoint: Path, hub: Hub) -> None:
+    assert "401" in failure(publish(checkpoint, "--no-onnx", endpoint=hub.endpoint, token="hf_wrong"))
+    assert "did not take" in failure(publish(checkpoint, "--no-onnx", endpoint="http://127.0.0.1:9"))
+
+
+def test_without_a_token_nobody_is_asked(checkpoint: Path, hub: Hub) -> None:
+    error = failure(publish(checkpoint, "--no-onnx", endpoint=hub.endpoint, token=None))
+    assert "set HF_TOKEN, or use `hf auth login`" in error
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("repo", ["goose", "a/b/c", "me/../x", "me/a b", "/x", "me/" + "x" * 97, "me/a--b"])
+def test_a_name_that_is_none_is_an_error(
+    trained: Path, repo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["publish", str(trained), "--repo", repo, "--dry-run"]) == 2
+    assert "is not of the form user/name" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_checkpoint_names_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["publish", str(tmp_path), "--repo", "me/goose"]) == 2
+    assert "is not a checkpoint: it has no tokenizer.json, model.safetensors" in capsys.readouterr().err
+    assert main(["publish", str(tmp_path / "gone"), "--repo", "me/goose"]) == 2
+    assert "is not a folder" in capsys.readouterr().err

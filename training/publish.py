@@ -1,0 +1,136 @@
+"""`python -m training publish`: uploads a checkpoint, its ONNX artifact and its card to the hub, in one commit.
+
+Only files that are named here go; the card is written anew for the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from training.errors import PublishError
+from training.model_card import PICTURES, write_card
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors.index.json",
+)
+RECORDS = ("dataset.json", "training.json", "metrics.jsonl", "sweep.json", "samples.json")
+ONNX_FOLDER = "onnx"
+_WEIGHTS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the checkpoint")
+    parser.add_argument(
+        "--repo", required=True, metavar="USER/NAME", help="the repository, made where it is not"
+    )
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--no-onnx", action="store_true", help="leave the ONNX artifact out")
+    parser.add_argument("--dry-run", action="store_true", help="list what would go, and ask nobody")
+    parser.epilog = "The hub's token is read from HF_TOKEN, or is that of `hf auth login`."
+
+
+def run(args: argparse.Namespace) -> None:
+    """Publish as the options ask for.
+
+    Raises:
+        PublishError: the folder is no checkpoint, the repository's name none, there is no token, or the hub refuses.
+    """
+    files = checkpoint_files(args.folder)
+    if not _REPO.fullmatch(args.repo) or "--" in args.repo or ".." in args.repo:
+        raise PublishError(f"repo {args.repo[:200]!r} is not of the form user/name")
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = stage(args.folder, files, Path(temporary, "repo"), repo=args.repo, onnx=not args.no_onnx)
+        paths = sorted(path for path in staged.rglob("*") if path.is_file())
+        for path in paths:
+            print(f"{path.stat().st_size:>15,}  {path.relative_to(staged)}")
+        print(f"{sum(path.stat().st_size for path in paths):>15,}  bytes in {len(paths)} files")
+        if args.dry_run:
+            print(f"dry run: nothing was sent to {args.repo}")
+        else:
+            print(f"published as {upload(staged, args.repo, private=args.private)}")
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """Return the names of the folder's files that are published.
+
+    Raises:
+        PublishError: the folder lacks configuration, weights (safetensors) or tokenizer.
+    """
+    if not folder.is_dir():
+        raise PublishError(f"{folder} is not a folder")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+    weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
+    if not weights:
+        missing.append("model.safetensors")
+    if missing:
+        raise PublishError(f"{folder} is not a checkpoint: it has no {', '.join(missing)}")
+    allowed = {*MODEL_FILES, *RECORDS, *PICTURES, *weights, "README.md"}
+    return [name for name in names if name in allowed]
+
+
+def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool) -> Path:
+    """Put everything that goes into a folder of its own, and return it.
+
+    Args:
+        folder: the checkpoint.
+        files: names in it.
+        staged: the folder to make.
+        repo: what the card names.
+        onnx: whether to export the ONNX artifact (fp32) into `onnx/`.
+
+    Raises:
+        PublishError: it is not a GPT-2 that can be exported.
+    """
+    staged.mkdir()
+    for name in files:
+        shutil.copyfile(folder / name, staged / name)
+    if {"dataset.json", "training.json"} <= set(files):
+        write_card(staged, repo=repo)
+    if onnx:
+        from hgt_infer import HgtInferError
+        from hgt_infer.export import export_checkpoint
+
+        try:
+            export_checkpoint(folder, staged / ONNX_FOLDER, references=["numpy"])
+        except HgtInferError as error:
+            raise PublishError(f"{folder} cannot be exported: {error}") from error
+    return staged
+
+
+def upload(staged: Path, repo: str, *, private: bool) -> str:
+    """Upload a folder as one commit and return the repository's address.
+
+    Raises:
+        PublishError: there is no token, or the hub refuses or does not answer.
+    """
+    import requests
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars
+
+    token = get_token()
+    if not token:
+        raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
+    disable_progress_bars()
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(folder_path=staged, repo_id=repo, commit_message="Upload a model and its card")
+    # HfHubHTTPError is an OSError too, as are the errors of a connection.
+    except (OSError, requests.RequestException, RuntimeError) as error:
+        reason = " ".join(str(error).split()).replace(token, "…")
+        raise PublishError(f"the hub did not take {repo}: {reason[:300]}") from error
+    return str(address)
