@@ -199,7 +199,7 @@ class JsonValues:
         if start < self._singly_until:
             return False
         cut = self._text.rfind(separator, start)
-        if cut < 0:
+        if cut <= start:
             self._singly_until = len(self._text)
             return False
         try:

@@ -60,7 +60,7 @@ class KneserNey:
         return probability
 
     def loss(self, texts: Iterable[Sequence[int]]) -> tuple[float, int]:
-        """Return the negative log-likelihood of the texts, in nats, and their tokens with each `end` behind."""
+        """Return the negative log-likelihood of the texts, in nats, and their tokens with each `end`."""
         nats, num_tokens = 0.0, 0
         for text in texts:
             tokens = (self._end, *text, self._end)

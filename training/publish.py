@@ -1,4 +1,4 @@
-"""`python -m training publish`: uploads a checkpoint, its ONNX artifact and its card to the hub, in one commit.
+"""`python -m training publish`: a checkpoint, its ONNX artifact and its card go to the hub, in one commit.
 
 Only files that are named here go; the card is written anew for the repository.
 """
@@ -33,9 +33,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="the checkpoint")
-    parser.add_argument(
-        "--repo", required=True, metavar="USER/NAME", help="the repository, made where it is not"
-    )
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="made where it is not there")
     parser.add_argument("--private", action="store_true", help="a new repository is private")
     parser.add_argument("--no-onnx", action="store_true", help="leave the ONNX artifact out")
     parser.add_argument("--dry-run", action="store_true", help="list what would go, and ask nobody")
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     """Publish as the options ask for.
 
     Raises:
-        PublishError: the folder is no checkpoint, the repository's name none, there is no token, or the hub refuses.
+        PublishError: the folder is no checkpoint, the name none, there is no token, or the hub refuses.
     """
     files = checkpoint_files(args.folder)
     if not _REPO.fullmatch(args.repo) or "--" in args.repo or ".." in args.repo:
@@ -119,7 +117,7 @@ def upload(staged: Path, repo: str, *, private: bool) -> str:
     """
     import requests
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     token = get_token()
     if not token:

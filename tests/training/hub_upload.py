@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_a_secret_token"
+LARGE = re.compile(r"\.(safetensors|data|png)$")
 
 
 class Hub:
@@ -78,7 +79,7 @@ def serve() -> Iterator[Hub]:
                 request = json.loads(body)
                 name = "/".join(part for part in (request.get("organization"), request["name"]) if part)
                 if name in hub.repositories:
-                    self.send(409, {"error": "You already created this model repo"})
+                    self.send(409, {"error": "You have it", "url": f"{hub.endpoint}/{name}"})
                     return
                 hub.repositories[name] = {}
                 hub.private[name] = bool(request.get("private"))
@@ -89,9 +90,7 @@ def serve() -> Iterator[Hub]:
                 files = [
                     {
                         "path": file["path"],
-                        "uploadMode": "lfs"
-                        if re.search(r"\.(safetensors|data|png)$", file["path"])
-                        else "regular",
+                        "uploadMode": "lfs" if LARGE.search(file["path"]) else "regular",
                         "shouldIgnore": False,
                         "oid": None,
                     }
@@ -122,12 +121,8 @@ def serve() -> Iterator[Hub]:
         def send(self, status: int, answer: dict[str, object], headers: dict[str, str] | None = None) -> None:
             content = json.dumps(answer).encode()
             self.send_response(status)
-            fields = {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(content)),
-                **(headers or {}),
-            }
-            for name, value in fields.items():
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+            for name, value in (fields | (headers or {})).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)

@@ -96,6 +96,7 @@ def test_half_an_emoji_does_not_stop_lists_or_lines() -> None:
     [
         ('[{"a": 1}, ', "Expecting value at line 1 column 12"),
         ('[{"a": 1}\n{"a": 2}]', "Expecting ',' or '\\]' at line 2 column 1"),
+        ('[{"a": 1},,{"a": 2}]', "Expecting value at line 1 column 11"),
         ('[\n{"a": 1},\n{"a": 2},\n{"a": }]', "Expecting value at line 4 column 7, found '}\\]'"),
         ('{"a": 1}\n{"a": 2}\n{"a": b}\n', "Expecting value at line 3 column 7"),
         ('{"a": 1}\n{"a": NaN}\n', "NaN is no number of JSON at line 2"),

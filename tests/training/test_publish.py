@@ -75,9 +75,7 @@ def failure(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_files_arrive_whole_in_one_commit_and_make_a_model(
-    checkpoint: Path, hub: Hub, tmp_path: Path
-) -> None:
+def test_files_arrive_in_one_commit_and_make_a_model(checkpoint: Path, hub: Hub, tmp_path: Path) -> None:
     result = publish(checkpoint, "--private", endpoint=hub.endpoint)
     assert result.returncode == 0, result.stderr
     assert f"published as {hub.endpoint}/me/goose" in result.stdout
