@@ -169,16 +169,16 @@ class RunOptions:
 # For a pre-trained GPT-2. 2,200 tweets of 35 tokens are 77,000 tokens; 4 epochs of them are 300 steps.
 FINE_TUNING = HyperParameters(epochs=4, learning_rate=1.372e-4, block_size=1024, batch_size=1)
 
-# For random weights, which learn next to nothing at FINE_TUNING's rate, and which would learn from whole blocks to
-# begin a tweet only where a block begins. The shipped archive's 2,070 training tweets are 36,000 tokens of its own
-# vocabulary, 12 epochs 430,000: 420 steps of 4 × 256. The evaluation loss is lowest near step 350. Tweets end
-# within 160 tokens, so 256 positions are enough.
+# For random weights, which learn next to nothing at FINE_TUNING's rate, and which would learn from whole
+# blocks to begin a tweet only where a block begins. The shipped archive's 2,070 training tweets are 36,000
+# tokens of its own vocabulary, 12 epochs 430,000: 420 steps of 4 × 256. The evaluation loss is lowest near
+# step 350. Tweets end within 160 tokens, so 256 positions are enough.
 SCRATCH = HyperParameters(
     epochs=12, tweets_apart=True, learning_rate=4e-3, warmup_ratio=0.05, block_size=256, batch_size=4
 )
-# 2 layers × 12 × 128² = 393,000 weights, (1,300 tokens + 256 positions) × 128 = 199,000 more. 6 FLOP for each
-# weight and token are 6 × 592,000 × 430,000 = 1.5 TFLOP: under a minute at 0.04 TFLOP/s, one CPU core. A second
-# thread helps little in matrices of this size, and is slow where it has to wait for a busy core. 2,048 is a
-# limit: the shipped archive has fewer pieces to merge.
+# 2 layers × 12 × 128² = 393,000 weights, (1,300 tokens + 256 positions) × 128 = 199,000 more. 6 FLOP for
+# each weight and token are 6 × 592,000 × 430,000 = 1.5 TFLOP: under a minute at 0.04 TFLOP/s, one CPU core.
+# A second thread helps little in matrices of this size, and is slow where it has to wait for a busy core.
+# 2,048 is a limit: the shipped archive has fewer pieces to merge.
 SCRATCH_NUM_THREADS = 1
 SCRATCH_MODEL = ScratchModel(vocab_size=2048, hidden_size=128, num_layers=2, dropout=0.0)
