@@ -6,10 +6,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from local_server import serving
 
 TOKEN = "hf_a_secret_token"
 LARGE = re.compile(r"\.(safetensors|data|png)$")
@@ -127,13 +128,6 @@ def serve() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(Handler) as endpoint:
+        hub = Hub(endpoint)
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from local_server import serving
 
 
 @dataclass
@@ -72,16 +73,9 @@ def wandb_stand_in() -> Iterator[Uploads]:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    uploads.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(Handler) as endpoint:
+        uploads.url = endpoint
         yield uploads
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def answer(uploads: Uploads, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
