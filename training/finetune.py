@@ -129,6 +129,10 @@ def finetune(
     evaluation = TokenBlocks(texts, dataset.evaluation_order, block_size, apart=apart)
     evaluation_blocks = evaluation.overlapping(block_size) if dataset.num_evaluation else []
 
+    if options.gradient_checkpointing:
+        # From transformers 5 on it has another name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if options.lora:
         model = with_adapters(model, options.lora, gradient_checkpointing=options.gradient_checkpointing)
     set_schedule(arguments, len(blocks), hyper_parameters)
@@ -332,8 +336,6 @@ def training_arguments(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
         # Milestones says when; the numbers of steps only have to agree.
         save_strategy="steps",
         save_steps=10**9,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from training.errors import PublishError
 from training.model_card import PICTURES, write_card
@@ -115,20 +117,27 @@ def upload(staged: Path, repo: str, *, private: bool) -> str:
     Raises:
         PublishError: there is no token, or the hub refuses or does not answer.
     """
-    import requests
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     token = get_token()
     if not token:
         raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
     disable_progress_bars()
+    logging.set_verbosity_error()  # it tells of every try
     api = HfApi(token=token)
+    # Errors of the hub and of requests' connections are OSErrors; from version 1 on the client uses httpx.
+    failures: tuple[type[Exception], ...] = (OSError, RuntimeError, *_httpx_errors())
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=staged, repo_id=repo, commit_message="Upload a model and its card")
-    # HfHubHTTPError is an OSError too, as are the errors of a connection.
-    except (OSError, requests.RequestException, RuntimeError) as error:
+    except failures as error:
         reason = " ".join(str(error).split()).replace(token, "…")
         raise PublishError(f"the hub did not take {repo}: {reason[:300]}") from error
     return str(address)
+
+
+def _httpx_errors() -> tuple[type[Exception], ...]:
+    httpx: Any = sys.modules.get("httpx")
+    return (httpx.HTTPError,) if httpx else ()
