@@ -125,7 +125,7 @@ def upload(staged: Path, repo: str, *, private: bool) -> str:
     if not token:
         raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
     disable_progress_bars()
-    logging.set_verbosity_error()  # it tells of every try
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
     api = HfApi(token=token)
     # Errors of the hub and of requests' connections are OSErrors; from version 1 on the client uses httpx.
     failures: tuple[type[Exception], ...] = (OSError, RuntimeError, *_httpx_errors())

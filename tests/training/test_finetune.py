@@ -292,6 +292,28 @@ def test_adapters_learn_with_gradient_checkpointing_too(whole: Path, tmp_path: P
     assert report.loss_after < report.loss_before
 
 
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """Ends the run at a step, as Ctrl-C does."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 30:
+            raise KeyboardInterrupt
+
+
+@peft_asks_by_the_old_name
+def test_an_interrupted_run_of_adapters_goes_on_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "base": str(whole / "checkpoint"),
+        "options": RunOptions(num_evaluations=4, num_threads=1, lora=Lora(rank=4, alpha=8, dropout=0.1)),
+    }
+    train(tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", **given, callbacks=[Interrupt()])
+    assert [path.name for path in tmp_path.glob("parts/steps/*")] == ["checkpoint-24"]
+    train(tmp_path / "parts", **given)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_bf16_on_a_cpu_learns_and_saves_fp32(tmp_path: Path) -> None:
     report = train(tmp_path, options=RunOptions(num_threads=1, precision="bf16"))
     assert report.precision == "bf16"
