@@ -40,9 +40,13 @@ class Hub:
 def commit_of(folder: Path) -> str:
     """A commit id that follows the content of the folder."""
     digest = hashlib.sha1()
-    for path in sorted(folder.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for name in files_of(folder):
+        digest.update(name.encode() + (folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -75,13 +79,18 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
                 self.send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
             elif tree:
                 entries = [
-                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
-                    for path in sorted(repositories[name].iterdir())
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": (repositories[name] / path).stat().st_size,
+                        "oid": "0" * 40,
+                    }
+                    for path in files_of(repositories[name])
                 ]
                 self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
             elif info:
                 folder = repositories[name]
-                siblings = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
+                siblings = [{"rfilename": path} for path in files_of(folder)]
                 body = {"id": name, "modelId": name, "sha": commit_of(folder), "siblings": siblings}
                 self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
             else:
@@ -89,7 +98,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
                 self.send_file(repositories[name], file[3])
 
         def send_file(self, folder: Path, name: str) -> None:
-            if name not in {path.name for path in folder.iterdir()}:
+            if name not in files_of(folder):
                 self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
                 return
             content = (folder / name).read_bytes()

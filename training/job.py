@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.arguments import Job, is_main_process
+from training.cleaning import Texts
 from training.dataset import Dataset, make_dataset
-from training.language import MAX_TEXTS, detect_language
+from training.language import detect_language
 from training.loss_plot import draw_loss
 from training.model_card import write_card
 from training.presets import HyperParameters
@@ -138,18 +141,20 @@ def train(
     if not is_main_process():
         return
     shutil.copyfile(work / "metrics.jsonl", folder / "metrics.jsonl")
+    kept = [user.cleaned.kept for user in users]
     about_dataset = dataset_record(
         users,
         dataset,
         rules=job.rules,
         eval_fraction=job.eval_fraction,
         hyper_parameters=hyper_parameters,
-        language=detect_language([text for user in users for text in user.cleaned.kept[:MAX_TEXTS]]),
+        language=detect_language(Texts(kept[0].store, np.concatenate([texts.indices for texts in kept]))),
         report=report,
     )
     about_training = training_record(
         report,
         base=job.base_name,
+        base_is_local=Path(job.base).is_dir(),
         scratch_model=job.scratch_model,
         hyper_parameters=hyper_parameters,
         options=job.options,

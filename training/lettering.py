@@ -6,6 +6,7 @@ none has it.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ImageDraw, ImageFont
+
+_JOINED = re.compile(r"\S(?:\u200d\S)+")
+_VARIANTS = dict.fromkeys(
+    (0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400))
+)  # how a sign is shown: in colour, which skin
 
 
 class Lettering:
@@ -40,8 +46,19 @@ class Lettering:
         return x
 
     def drawable(self, text: str) -> str:
-        """Return the text on one line without the characters that no font has."""
-        kept = (c if c.isspace() or _file_with(c, self._bold) else " " for c in text)
+        """Return the text on one line without the characters that no font has.
+
+        Of several joined into one sign all are left out where one has to be.
+        """
+
+        def has(character: str) -> bool:
+            return _file_with(character, self._bold) is not None
+
+        def whole(signs: re.Match[str]) -> str:
+            return signs[0] if all(map(has, signs[0][::2])) else " "
+
+        text = _JOINED.sub(whole, text.translate(_VARIANTS))
+        kept = (c if c.isspace() or has(c) else " " for c in text)
         return " ".join("".join(kept).split())
 
     @cached_property

@@ -154,7 +154,9 @@ def _front_matter(
         "language": dataset["language"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": None if training["scratch_model"] else one_line(training["base"]),
+        "base_model": None
+        if training["scratch_model"] or training["base_is_local"]
+        else one_line(training["base"]),
         "thumbnail": thumbnail if "preview.png" in pictures else None,
         "tags": ["huggingtweets", "gpt2", "text-generation", "onnx"],
         "widget": [{"text": "My dream is"}],
@@ -204,11 +206,12 @@ def _how_it_works(dataset: Mapping[str, Any], training: Mapping[str, Any], pictu
         else f"GPT-2 as pre-trained in {escape_markdown(training['base'])}"
     )
     epochs = dataset["epochs"]
-    laid_out = (
-        f"laid out in one file of {epochs} epochs, each in a new order"
-        if dataset["epoch_layout"] == "file"
-        else f"laid out in a file that was read {epochs} times"
-    )
+    if epochs == 1:
+        laid_out = "laid out in one file in a random order"
+    elif dataset["epoch_layout"] == "file":
+        laid_out = f"laid out in one file of {epochs} epochs, each in a new order"
+    else:
+        laid_out = f"laid out in a file that was read {epochs} times"
     lines.append(
         f"The tweets were cleaned and {laid_out}, with `<|endoftext|>` between tweets.\n"
         f"The model is {start}; it learned to continue this text token by token. To write a tweet, "

@@ -71,8 +71,8 @@ def draw_preview(
     image.paste(robot, (MARGIN, 34), _disc(avatar))
     x, width = MARGIN + avatar + 20, SIZE[0] - 2 * MARGIN - avatar - 20
     title, note = Lettering(30, bold=True), Lettering(20)
-    named = " & ".join(user["name"] or f"@{user['handle']}" for user in users)
-    draw_line(draw, x, 66, title.drawable(f"{named} bot"), title, INK, width)
+    named = " & ".join(title.drawable(user["name"] or "") or f"@{user['handle']}" for user in users)
+    draw_line(draw, x, 66, f"{named} bot", title, INK, width)
     written = f"Written by a GPT-2 that learned from the tweets of {', '.join(handles)}"
     draw_line(draw, x, 98, note.drawable(written), note, SOFT, width)
 

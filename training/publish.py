@@ -1,12 +1,13 @@
 """`python -m training publish`: a checkpoint, its ONNX artifact and its card go to the hub, in one commit.
 
-Only files that are named here go; the card is written anew for the repository.
+Only files that are named here go; the card is written anew for the repository. What an earlier commit had
+under these names and this one has not, goes from the repository.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import fnmatch
 import shutil
 import sys
 import tempfile
@@ -28,8 +29,7 @@ MODEL_FILES = (
 )
 RECORDS = ("dataset.json", "training.json", "metrics.jsonl", "sweep.json", "samples.json")
 ONNX_FOLDER = "onnx"
-_WEIGHTS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,19 +48,52 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         PublishError: the folder is no checkpoint, the name none, there is no token, or the hub refuses.
     """
+    check_repo(args.repo)
     files = checkpoint_files(args.folder)
-    if not _REPO.fullmatch(args.repo) or "--" in args.repo or ".." in args.repo:
-        raise PublishError(f"repo {args.repo[:200]!r} is not of the form user/name")
+    token = None if args.dry_run else hub_token()
     with tempfile.TemporaryDirectory() as temporary:
         staged = stage(args.folder, files, Path(temporary, "repo"), repo=args.repo, onnx=not args.no_onnx)
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         for path in paths:
             print(f"{path.stat().st_size:>15,}  {path.relative_to(staged)}")
         print(f"{sum(path.stat().st_size for path in paths):>15,}  bytes in {len(paths)} files")
-        if args.dry_run:
+        if token is None:
             print(f"dry run: nothing was sent to {args.repo}")
         else:
-            print(f"published as {upload(staged, args.repo, private=args.private)}")
+            print(f"published as {upload(staged, args.repo, token=token, private=args.private)}")
+
+
+def check_repo(repo: str) -> None:
+    """Check that the hub can have a model of this name.
+
+    Raises:
+        PublishError: it cannot.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,unused-ignore]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        valid = False
+    else:
+        valid = repo.count("/") == 1
+    if not valid:
+        raise PublishError(f"repo {repo[:200]!r} is not a name of the hub, of the form user/name")
+
+
+def hub_token() -> str:
+    """Return the token of the hub.
+
+    Raises:
+        PublishError: there is none.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
+    return token
 
 
 def checkpoint_files(folder: Path) -> list[str]:
@@ -72,18 +105,20 @@ def checkpoint_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise PublishError(f"{folder} is not a folder")
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-    weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    weights = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHTS)]
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
     if not weights:
         missing.append("model.safetensors")
     if missing:
         raise PublishError(f"{folder} is not a checkpoint: it has no {', '.join(missing)}")
-    allowed = {*MODEL_FILES, *RECORDS, *PICTURES, *weights, "README.md"}
+    allowed = {*MODEL_FILES, *RECORDS, *PICTURES, *weights}
     return [name for name in names if name in allowed]
 
 
 def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool) -> Path:
     """Put everything that goes into a folder of its own, and return it.
+
+    The card is written from the records; a folder without them goes without a card.
 
     Args:
         folder: the checkpoint.
@@ -93,13 +128,19 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
         onnx: whether to export the ONNX artifact (fp32) into `onnx/`.
 
     Raises:
-        PublishError: it is not a GPT-2 that can be exported.
+        PublishError: it is not a GPT-2 that can be exported, or its records are not those of a training.
     """
     staged.mkdir()
     for name in files:
         shutil.copyfile(folder / name, staged / name)
     if {"dataset.json", "training.json"} <= set(files):
-        write_card(staged, repo=repo)
+        try:
+            write_card(staged, repo=repo)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise PublishError(f"no card can be made of {folder}'s records: {reason[:200]}") from error
+    else:
+        print("without a card: there is no dataset.json and training.json to make one of")
     if onnx:
         from hgt_infer import HgtInferError
         from hgt_infer.export import export_checkpoint
@@ -111,27 +152,36 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
     return staged
 
 
-def upload(staged: Path, repo: str, *, private: bool) -> str:
+def upload(staged: Path, repo: str, *, token: str, private: bool) -> str:
     """Upload a folder as one commit and return the repository's address.
 
     Raises:
-        PublishError: there is no token, or the hub refuses or does not answer.
+        PublishError: the hub refuses or does not answer, or a repository that should be private is public.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    token = get_token()
-    if not token:
-        raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
     disable_progress_bars()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
     api = HfApi(token=token)
-    # Errors of the hub and of requests' connections are OSErrors; from version 1 on the client uses httpx.
-    failures: tuple[type[Exception], ...] = (OSError, RuntimeError, *_httpx_errors())
+    # Errors of the hub and of requests' connections are OSErrors; from version 1 on the client uses httpx. A
+    # card that the hub rejects is a ValueError.
+    failures: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *_httpx_errors())
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=staged, repo_id=repo, commit_message="Upload a model and its card")
+        if private and not api.model_info(repo).private:
+            raise PublishError(
+                f"{repo} is there already, and is public: make it private, or leave --private out"
+            )
+        api.upload_folder(
+            folder_path=staged,
+            repo_id=repo,
+            commit_message="Upload a model and its card",
+            delete_patterns=[*MODEL_FILES, *RECORDS, *PICTURES, *_WEIGHTS, f"{ONNX_FOLDER}/*"],
+        )
+    except PublishError:
+        raise
     except failures as error:
         reason = " ".join(str(error).split()).replace(token, "…")
         raise PublishError(f"the hub did not take {repo}: {reason[:300]}") from error

@@ -75,6 +75,7 @@ def training_record(
     report: TrainingReport,
     *,
     base: str,
+    base_is_local: bool,
     scratch_model: ScratchModel | None,
     hyper_parameters: HyperParameters,
     options: RunOptions,
@@ -83,6 +84,7 @@ def training_record(
     """Return what training.json holds. A loss that is None was not measured."""
     return {
         "base": base,
+        "base_is_local": base_is_local,
         "scratch_model": asdict(scratch_model) if scratch_model else None,
         "hyper_parameters": {
             **asdict(hyper_parameters),

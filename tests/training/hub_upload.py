@@ -83,7 +83,7 @@ def serve() -> Iterator[Hub]:
                     self.send(409, {"error": "You have it", "url": f"{hub.endpoint}/{name}"})
                     return
                 hub.repositories[name] = {}
-                hub.private[name] = bool(request.get("private"))
+                hub.private[name] = request.get("private") or request.get("visibility") == "private"
                 self.send(200, {"url": f"{hub.endpoint}/{name}"})
             elif path == "/api/validate-yaml":
                 self.send(200, {"errors": [], "warnings": []})
@@ -113,13 +113,20 @@ def serve() -> Iterator[Hub]:
                         files_of[value["path"]] = base64.b64decode(value["content"])
                     elif entry["key"] == "lfsFile":
                         files_of[value["path"]] = hub.large[value["oid"]]
+                    elif entry["key"] == "deletedFile":
+                        del files_of[value["path"]]
                 hub.num_commits += 1
                 url = f"{hub.endpoint}/{commit[1]}/commit/{'1' * 40}"
                 self.send(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})
+            elif (tree := re.fullmatch(r"/api/models/(.+)/tree/main", path)) and tree[1] in hub.repositories:
+                files = hub.repositories[tree[1]]
+                self.send(200, [{"type": "file", "path": p, "size": 1, "oid": "1"} for p in files])
+            elif (info := re.fullmatch(r"/api/models/(.+)", path)) and info[1] in hub.repositories:
+                self.send(200, {"id": info[1], "private": hub.private[info[1]]})
             else:
                 self.send(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
 
-        def send(self, status: int, answer: dict[str, object], headers: dict[str, str] | None = None) -> None:
+        def send(self, status: int, answer: object, headers: dict[str, str] | None = None) -> None:
             content = json.dumps(answer).encode()
             self.send_response(status)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(content))}

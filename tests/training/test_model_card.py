@@ -34,6 +34,7 @@ DATASET: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {
     "base": "gpt2",
+    "base_is_local": False,
     "scratch_model": None,
     "hyper_parameters": {
         "epochs": 4,
@@ -60,6 +61,18 @@ TRAINING: dict[str, Any] = {
         "perplexity_after": 33.115,
     },
 }
+
+
+def test_a_base_out_of_a_folder_is_not_taken_for_one_of_the_hub() -> None:
+    card = model_card(DATASET, TRAINING | {"base": "mine", "base_is_local": True})
+    assert "base_model" not in front_matter(card)
+    assert "GPT-2 as pre-trained in mine" in body(card)
+
+
+def test_one_epoch_is_no_several() -> None:
+    for layout in ("file", "passes"):
+        card = body(model_card(DATASET | {"epochs": 1, "epoch_layout": layout}, TRAINING))
+        assert "laid out in one file in a random order" in card
 
 
 def two_users() -> dict[str, Any]:

@@ -114,6 +114,18 @@ def test_characters_without_a_glyph_are_left_out() -> None:
     lettering = Lettering(20)
     assert lettering.drawable("a\U000f0000b \udc80\x00 c") == "a b c"
     assert lettering.drawable("Привет, ça va…") == "Привет, ça va…"
+    # Of a doctor (a person, a skin, a staff) not the staff alone, of a red heart the heart.
+    assert lettering.drawable("a \U000f0000\U0001f3fd\u200d\u2695\ufe0f b \u2665\ufe0f") == "a b \u2665"
+
+
+def test_a_name_that_no_font_has_gives_way_to_the_handle(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("\U000f0000\U000f0001", None, "goose"):
+        draw_preview(
+            tmp_path / "preview.png", [], prompt="a", users=[{"handle": "goose_lantern", "name": name}]
+        )
+        pictures.append((tmp_path / "preview.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_drawn_text_ends_where_it_was_measured() -> None:

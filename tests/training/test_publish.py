@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,15 +10,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hub_stand_in
 import hub_upload
 import pytest
 from hub_upload import TOKEN, Hub
 from small_run import TINY, write_archive
 
-from hgt_infer import Generator
 from training.__main__ import main
+from training.publish import checkpoint_files
 
 ROOT = Path(__file__).parents[2]
+SAMPLE = """
+import json, sys
+from hgt_infer import Generator
+with Generator(sys.argv[1], device="cpu") as generator:
+    print(json.dumps(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +58,21 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
+def hub_environment(folder: Path, endpoint: str) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return environment | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "hub-home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HGT_INFER_CACHE": str(folder / "artifacts"),
+    }
+
+
 def publish(
     checkpoint: Path, *options: str, endpoint: str, token: str | None = TOKEN, repo: str = "me/goose"
 ) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(checkpoint.parent / "hub-home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    environment = hub_environment(checkpoint.parent, endpoint)
     if token:
         environment["HF_TOKEN"] = token
     command = [sys.executable, "-m", "training", "publish", str(checkpoint), "--repo", repo, *options]
@@ -95,14 +108,21 @@ def test_files_arrive_in_one_commit_and_make_a_model(checkpoint: Path, hub: Hub,
     assert 'Generator("me/goose")' in card
     assert str(tmp_path) not in card
 
+    downloaded = tmp_path / "downloaded"
     for path, content in files.items():
-        target = tmp_path / "downloaded" / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        (downloaded / path).parent.mkdir(parents=True, exist_ok=True)
+        (downloaded / path).write_bytes(content)
     texts = []
-    for folder in (tmp_path / "downloaded", tmp_path / "downloaded" / "onnx"):
-        with Generator(folder, device="cpu") as generator:
-            texts.append(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8))
+    with hub_stand_in.serve({"me/goose": downloaded}) as served:
+        for model in ("me/goose", str(downloaded / "onnx")):
+            command = [sys.executable, "-c", SAMPLE, model]
+            environment = hub_environment(tmp_path, served.endpoint)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+            texts.append(json.loads(done.stdout))
+    assert len(texts[0]) == 2
     assert texts[0] == texts[1]
 
 
@@ -110,7 +130,56 @@ def test_a_second_publication_is_a_second_commit(checkpoint: Path, hub: Hub) -> 
     for number in (1, 2):
         assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
         assert hub.num_commits == number
-    assert not any(path.startswith("onnx/") for files in hub.repositories.values() for path in files)
+
+
+def test_what_an_earlier_commit_had_and_this_one_has_not_goes_from_the_repository(
+    checkpoint: Path, hub: Hub
+) -> None:
+    (checkpoint / "preview.png").write_bytes(b"a picture")
+    assert publish(checkpoint, endpoint=hub.endpoint).returncode == 0
+    [files] = hub.repositories.values()
+    assert {"onnx/model.onnx", "preview.png", "model.safetensors"} <= set(files)
+    theirs = {
+        "notes.md": b"",
+        "pytorch_model.bin": b"",
+        "wandb/model.safetensors": b"",
+        ".gitattributes": b"",
+    }
+    files |= {"model-00001-of-00002.safetensors": b"", **theirs}
+    (checkpoint / "preview.png").unlink()
+    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+    assert hub.num_commits == 2
+    assert set(files) == {*checkpoint_files(checkpoint), "README.md", *theirs}
+
+
+def test_a_public_repository_is_not_published_to_as_a_private_one(checkpoint: Path, hub: Hub) -> None:
+    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+    error = failure(publish(checkpoint, "--no-onnx", "--private", endpoint=hub.endpoint))
+    assert "me/goose is there already, and is public" in error
+    assert hub.num_commits == 1
+
+
+def test_a_card_that_the_hub_rejects_is_one_line(checkpoint: Path, hub: Hub) -> None:
+    hub.failures["/api/validate-yaml"] = (400, None)
+    assert "the hub did not take me/goose" in failure(publish(checkpoint, "--no-onnx", endpoint=hub.endpoint))
+    assert hub.num_commits == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"handle": 1, "users": [{"handle": "../x"}]}'])
+def test_records_that_are_none_are_one_line(
+    checkpoint: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / "dataset.json").write_text(content)
+    assert main(["publish", str(checkpoint), "--repo", "me/goose", "--dry-run", "--no-onnx"]) == 2
+    assert "no card can be made of" in capsys.readouterr().err
+
+
+def test_without_records_there_is_no_card(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint / "training.json").unlink()
+    assert main(["publish", str(checkpoint), "--repo", "me/goose", "--dry-run", "--no-onnx"]) == 0
+    out = capsys.readouterr().out
+    assert "without a card: there is no dataset.json and training.json" in out
+    assert "README.md" not in out
 
 
 def test_a_dry_run_lists_files_and_asks_nobody(checkpoint: Path, hub: Hub) -> None:
@@ -156,12 +225,18 @@ def test_without_a_token_nobody_is_asked(checkpoint: Path, hub: Hub) -> None:
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("repo", ["goose", "a/b/c", "me/../x", "me/a b", "/x", "me/" + "x" * 97, "me/a--b"])
+@pytest.mark.parametrize(
+    "repo",
+    [
+        *("goose", "a/b/c", "me/../x", "me/a b", "/x", "me/" + "x" * 97, "me/a--b", ""),
+        *("me/goose.git", "me/goose-", "me/goose.", "me/-goose"),
+    ],
+)
 def test_a_name_that_is_none_is_an_error(
     trained: Path, repo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["publish", str(trained), "--repo", repo, "--dry-run"]) == 2
-    assert "is not of the form user/name" in capsys.readouterr().err
+    assert "is not a name of the hub, of the form user/name" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_checkpoint_names_what_it_lacks(
