@@ -197,7 +197,7 @@ def test_trainer_beside_a_bare_loop(
 
 
 def model_of(size: str) -> Any:
-    """A model with seeded random weights and no dropout: hardly any, the scratch preset's, or distilgpt2's."""
+    """A model with seeded random weights and no dropout: hardly any, scratch or distilgpt2."""
     torch.manual_seed(1)
     sizes = {
         "overhead alone": {"vocab_size": 64, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 1},
