@@ -30,8 +30,8 @@ from hgt_infer.model_config import (
 
 FORMAT = "hgt-infer"
 FORMAT_VERSION = 3
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
-"""NumPy's type of weights, activations and cache; fp32 runs on a CPU, fp16 on CUDA."""
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "float32"}
+"""NumPy's type of activations and cache; fp16 runs on CUDA, the others on a CPU. int8 is that of matrices."""
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
@@ -59,7 +59,7 @@ class Artifact:
     Attributes:
         path: the folder.
         config: the model's sizes.
-        precision: "fp32" or "fp16", of the weights and the cache.
+        precision: "fp32", "fp16" or "int8", of the weights.
         generation_defaults: the settings of a call that names none.
     """
 

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     export.add_argument("checkpoint", type=Path)
     export.add_argument("output", type=Path)
-    export.add_argument("--precision", default="fp32", help="fp32 for a CPU, fp16 for CUDA (default fp32)")
+    export.add_argument(
+        "--precision", default="fp32", help="fp32 or int8 for a CPU, fp16 for CUDA (default fp32)"
+    )
     export.add_argument("--force", action="store_true", help="replace an existing artifact")
 
     info = commands.add_parser("info", help="describe an artifact folder and check its hashes")

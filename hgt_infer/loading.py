@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -57,6 +58,7 @@ def load_artifact(
     model: str | os.PathLike[str],
     *,
     precision: str,
+    or_of_artifact: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Artifact:
     """Return the artifact of `model`, exported into the cache where it is not one yet.
@@ -69,7 +71,8 @@ def load_artifact(
         model: an artifact folder, which is used where it lies, a checkpoint folder, or a hub id such as
             "huggingtweets/lilyw12_" or "gpt2". A folder that exists wins over a hub id; a path object
             is never a hub id.
-        precision: "fp32" or "fp16". An artifact folder must have it already.
+        precision: "fp32", "fp16" or "int8". An artifact folder must have it already.
+        or_of_artifact: what an artifact folder may have instead.
         cache_dir: where exported checkpoints are kept; None for `$HGT_INFER_CACHE`, else
             `$XDG_CACHE_HOME/hgt_infer`, else `~/.cache/hgt_infer`.
 
@@ -77,7 +80,7 @@ def load_artifact(
         ParameterError: `precision` is unknown, or `model` is empty.
         ModelNotFoundError: no folder and no model on the hub has this name, or the hub is out of reach
             and the model is not in its cache.
-        ModelFormatError: the folder is neither an artifact of this precision nor a GPT-2 checkpoint.
+        ModelFormatError: the folder is neither an artifact of such a precision nor a GPT-2 checkpoint.
         OSError: a download broke off, or a cache cannot be written.
 
     Example:
@@ -94,8 +97,11 @@ def load_artifact(
         folder = _download(model)
     elif is_artifact(folder):
         artifact = read_artifact(folder)
-        if artifact.precision != precision:
-            raise format_error(folder, f"an artifact of precision {precision}", artifact.precision)
+        accepted = dict.fromkeys((precision, *or_of_artifact))
+        if artifact.precision not in accepted:
+            raise format_error(
+                folder, f"an artifact of precision {' or '.join(accepted)}", artifact.precision
+            )
         return artifact
     if not (folder / CONFIG_FILE).is_file():
         raise format_error(folder, f"an artifact or a checkpoint, with {CONFIG_FILE}", "none")

@@ -288,9 +288,9 @@ def test_a_folder_that_is_neither_says_so(exporter: FakeExporter, tmp_path: Path
         load_artifact(tmp_path / "config.json", precision="fp32")
 
 
-@pytest.mark.parametrize("precision", ["int8", "", "FP32"])
+@pytest.mark.parametrize("precision", ["int4", "", "FP32"])
 def test_an_unknown_precision_is_refused_first(checkpoint: Path, precision: str) -> None:
-    with pytest.raises(ParameterError, match="precision must be one of fp32, fp16"):
+    with pytest.raises(ParameterError, match="precision must be one of fp32, fp16, int8; got"):
         load_artifact(checkpoint, precision=precision)
 
 

@@ -42,7 +42,7 @@ def export_checkpoint(
     Args:
         checkpoint: a folder with config.json, weights and tokenizer.
         output: the artifact folder to write; it must not exist unless force replaces it.
-        precision: "fp32" for the CPU, "fp16" for CUDA.
+        precision: "fp32" or "int8" for the CPU, "fp16" for CUDA.
         force: whether an existing artifact is replaced.
         references: what the logits are compared with: "numpy" needs nothing more, "transformers" and
             "optimum" (its own ONNX export) load PyTorch; `installed_references` lists those at hand.

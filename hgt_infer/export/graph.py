@@ -1,4 +1,4 @@
-"""GPT-2's forward pass as one fused ONNX graph over a static KV cache. Samplers are graphs of their own.
+"""GPT-2's forward pass as one ONNX graph over a static KV cache. Samplers are graphs of their own.
 
 One graph serves prompts and single steps: a run takes S tokens per row, writes their keys and values
 into the cache in place, and gives the logits of the last P tokens per row.
@@ -6,16 +6,14 @@ into the cache in place, and gives the logits of the last P tokens per row.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
-from hgt_infer.export.precision import convert, float_type
+from hgt_infer.export.decoder import Decoder
+from hgt_infer.export.int8_decoder import Int8Decoder
 from hgt_infer.model_config import ModelConfig
 
 
@@ -32,143 +30,5 @@ def build_graph(
         past_key.i, past_value.i [B, H, M, D]: bind the same buffer as present_key.i, present_value.i
     Outputs (P = S - first_output): logits float32 [B · P, V]; present_key.i, present_value.i.
     """
-    return _Decoder(config, weights, precision).build()
-
-
-class _Decoder:
-    def __init__(
-        self, config: ModelConfig, weights: Mapping[str, NDArray[np.float32]], precision: str
-    ) -> None:
-        self.config = config
-        self.weights = weights
-        self.precision = precision
-        self.graph = OnnxGraph("gpt2")
-        self.op = self.graph.op
-        self.fused = self.graph.fused
-        self.parameters: dict[str, Value] = {}
-
-    def build(self) -> ir.Model:
-        graph, int32 = self.graph, ir.DataType.INT32
-        input_ids = graph.input("input_ids", int32, ["batch", "sequence"])
-        position_ids = graph.input("position_ids", int32, ["batch", "sequence"])
-        self.seqlens_k = graph.input("seqlens_k", int32, ["batch"])
-        self.total_sequence_length = graph.input("total_sequence_length", int32, [])
-        self.first_output = graph.input("first_output", ir.DataType.INT64, [1])
-
-        hidden = self.decoder(input_ids, position_ids)  # [B, P, E]
-        logits = self.lm_head(hidden)  # [B · P, V]
-
-        graph.output(logits, "logits", ir.DataType.FLOAT, ["rows", self.config.vocab_size])
-        for name, present in self.presents.items():
-            graph.output(present, name, self.float_type, self.cache_shape)
-        return graph.model()
-
-    def decoder(self, input_ids: Value, position_ids: Value) -> Value:
-        """The transformer: ids [B, S] → normalized hidden state [B, P, E] of the tokens that give logits."""
-        config = self.config
-        self.presents: dict[str, Value] = {}
-
-        hidden, residual = self.embed(input_ids, position_ids)
-        for layer in range(config.n_layer):
-            with self.scope(f"h.{layer}"):
-                hidden = self.attention(hidden, layer)
-                if layer == config.n_layer - 1:  # nothing after here looks at other positions
-                    hidden, residual = self.outputs_of(hidden), self.outputs_of(residual)
-                hidden, residual = self.project(hidden, residual, f"h.{layer}.attn.c_proj", f"h.{layer}.ln_2")
-                hidden = self.activate(hidden, f"h.{layer}.mlp.c_fc")
-                next_norm = f"h.{layer + 1}.ln_1" if layer + 1 < config.n_layer else "ln_f"
-                hidden, residual = self.project(hidden, residual, f"h.{layer}.mlp.c_proj", next_norm)
-        return hidden
-
-    def outputs_of(self, hidden: Value) -> Value:
-        """The tokens that give logits: [B, S, E] → [B, P, E]."""
-        return self.op.Slice(hidden, self.first_output, [sys.maxsize], [1])
-
-    def embed(self, input_ids: Value, position_ids: Value) -> tuple[Value, Value]:
-        """wte + wpe and the first LayerNorm: ids [B, S] → hidden, residual [B, S, E]."""
-        tokens = self.op.Gather(self.parameter("wte.weight"), input_ids)
-        positions = self.op.Gather(self.parameter("wpe.weight"), position_ids)
-        return self.add_and_norm(tokens, positions, "h.0.ln_1")
-
-    def attention(self, hidden: Value, layer: int) -> Value:
-        """Causal self-attention over the cache, without its output projection: [B, S, E] → [B, S, E]."""
-        past_key = self.graph.input(f"past_key.{layer}", self.float_type, self.cache_shape)
-        past_value = self.graph.input(f"past_value.{layer}", self.float_type, self.cache_shape)
-        prefix = f"h.{layer}.attn.c_attn"
-        # c_attn is stored [in, out] and gives queries, keys, values side by side: the packed form.
-        packed_qkv = self.op.Add(
-            self.op.MatMul(hidden, self.parameter(f"{prefix}.weight")), self.parameter(f"{prefix}.bias")
-        )
-        output, key, value = self.fused.GroupQueryAttention(
-            packed_qkv,
-            None,
-            None,
-            past_key,
-            past_value,
-            self.seqlens_k,
-            self.total_sequence_length,
-            num_heads=self.config.n_head,
-            kv_num_heads=self.config.n_head,
-            _outputs=3,
-        )
-        self.presents[f"present_key.{layer}"] = key
-        self.presents[f"present_value.{layer}"] = value
-        return output
-
-    def project(self, hidden: Value, residual: Value, linear: str, norm: str) -> tuple[Value, Value]:
-        """Linear layer back to E, residual sum, LayerNorm: → hidden, residual [B, S, E]."""
-        projected = self.op.MatMul(hidden, self.parameter(f"{linear}.weight"))
-        return self.add_and_norm(projected, residual, norm, bias=self.parameter(f"{linear}.bias"))
-
-    def activate(self, hidden: Value, linear: str) -> Value:
-        """Linear layer to n_inner and gelu_new: [B, S, E] → [B, S, n_inner]. FastGelu is the tanh form."""
-        return self.fused.FastGelu(
-            self.op.MatMul(hidden, self.parameter(f"{linear}.weight")), self.parameter(f"{linear}.bias")
-        )
-
-    def add_and_norm(
-        self, hidden: Value, residual: Value, norm: str, bias: Value | None = None
-    ) -> tuple[Value, Value]:
-        """LayerNorm(hidden + residual + bias) and the sum itself, the next residual: [B, S, E] each."""
-        normalized, _, _, total = self.fused.SkipLayerNormalization(
-            hidden,
-            residual,
-            self.parameter(f"{norm}.weight"),
-            self.parameter(f"{norm}.bias"),
-            bias,
-            epsilon=self.config.layer_norm_epsilon,
-            _outputs=4,
-        )
-        return normalized, total
-
-    def lm_head(self, hidden: Value) -> Value:
-        """Logits in fp32: [B, P, E] → [B · P, V]. The matrix is wte unless the checkpoint unties it."""
-        name = "lm_head.weight" if "lm_head.weight" in self.weights else "wte.weight"
-        flat = self.op.Reshape(hidden, [-1, self.config.n_embd])
-        logits = self.op.Gemm(flat, self.parameter(name), transB=1)
-        if self.precision != "fp32":
-            logits = self.op.Cast(logits, to=ir.DataType.FLOAT)
-        return logits
-
-    # Naming and bookkeeping
-
-    @property
-    def float_type(self) -> ir.DataType:
-        return ir.DataType.from_numpy(float_type(self.precision))
-
-    @property
-    def cache_shape(self) -> list[Dim]:
-        return ["batch", self.config.n_head, "max_length", self.config.head_size]
-
-    def parameter(self, name: str) -> Value:
-        """A weight of the checkpoint under its own name, one initializer however often it is used."""
-        if name not in self.parameters:
-            tensor = ir.tensor(convert(name, self.weights[name], self.precision), name=name)
-            self.parameters[name] = self.graph.builder.initializer(tensor, name, qualify=False)
-        return self.parameters[name]
-
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        self.graph.builder.push_module(name)
-        yield
-        self.graph.builder.pop_module()
+    decoder = Int8Decoder if precision == "int8" else Decoder
+    return decoder(config, weights, precision).build()

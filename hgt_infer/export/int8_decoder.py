@@ -1,0 +1,101 @@
+"""GPT-2's forward pass with matrix products of 8-bit integers, for a CPU.
+
+Weights have a scale per output column, activations one per token, taken from the token's own values: what a
+token gives does not depend on what else is in the batch. LayerNorm, attention, GELU and the cache are fp32.
+This is the vector-wise quantization of Dettmers et al., "LLM.int8()" (2022), section 3.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hgt_infer.export.decoder import Decoder
+from hgt_infer.export.onnx_graph import Value
+
+LARGEST = 127  # of a quantized magnitude; ±127, so that nothing has to be known of a zero point
+ZERO_POINT = 128  # activations are uint8: VNNI multiplies uint8 by int8
+
+
+def quantize(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return int8 of the same shape, and scales along the other axis: weight ≈ int8 · scale.
+
+    Args:
+        weight: a matrix.
+        axis: the one that is summed over in the product.
+
+    >>> integers, scales = quantize(np.array([[1.0, -4.0], [0.5, 2.0]], np.float32), axis=0)
+    >>> integers.tolist(), (scales * 127).tolist()
+    ([[127, -127], [64, 64]], [1.0, 4.0])
+    """
+    scales = np.abs(weight).max(axis) / np.float32(LARGEST)
+    divisors = np.expand_dims(np.where(scales == 0, np.float32(1), scales), axis)
+    return np.rint(weight / divisors).astype(np.int8), scales
+
+
+class Int8Decoder(Decoder):
+    """A Decoder whose hidden states are [tokens, E] between attentions: B · S, then B · P tokens."""
+
+    def embed(self, input_ids: Value, position_ids: Value) -> tuple[Value, Value]:
+        """The embedding is lm_head's matrix: [V, E] in int8, a scale for each token of the vocabulary."""
+        op, config = self.op, self.config
+        self.one = self.initializer("one", np.array(1, np.float32))
+        self.zero_point = self.initializer("zero_point", np.array(ZERO_POINT, np.uint8))
+        shape = op.Shape(input_ids)
+        self.sequence_shapes = {
+            size: op.Concat(shape, [size], axis=0) for size in (config.n_embd, 3 * config.n_embd)
+        }
+        input_ids = op.Reshape(input_ids, [-1])
+        self.zero_points = self.zero_points_of(input_ids)
+        integers, scales = quantize(self.weights["wte.weight"], axis=1)
+        self.wte = self.initializer("wte.int8", integers), self.initializer("wte.scale", scales)
+        rows = op.Cast(op.Gather(self.wte[0], input_ids), to=ir.DataType.FLOAT)
+        scales_of_rows = op.Unsqueeze(op.Gather(self.wte[1], input_ids), [1])
+        positions = op.Gather(self.parameter("wpe.weight"), op.Reshape(position_ids, [-1]))
+        return self.add_and_norm(op.Mul(rows, scales_of_rows), positions, "h.0.ln_1")
+
+    def outputs_of(self, hidden: Value) -> Value:
+        """The tokens that give logits: [B · S, E] → [B · P, E]."""
+        kept = self.by_token(super().outputs_of(self.by_sequence(hidden, self.config.n_embd)))
+        self.zero_points = self.zero_points_of(kept)
+        return kept
+
+    def by_sequence(self, hidden: Value, size: int) -> Value:
+        """[B · S, size] → [B, S, size]."""
+        return self.op.Reshape(hidden, self.sequence_shapes[size])
+
+    def by_token(self, hidden: Value) -> Value:
+        """[B, S, E] → [B · S, E]."""
+        return self.op.Reshape(hidden, [-1, self.config.n_embd])
+
+    def linear(self, hidden: Value, name: str) -> Value:
+        """A linear layer without its bias: [tokens, in] → [tokens, out]."""
+        integers, scales = quantize(self.weights[f"{name}.weight"], axis=0)
+        weight = self.initializer(f"{name}.int8", integers), self.initializer(f"{name}.scale", scales)
+        return self.multiply(hidden, *weight)
+
+    def lm_head(self, hidden: Value) -> Value:
+        """Logits: [B · P, E] → [B · P, V]. The embedding's bytes are used again unless untied."""
+        integers, scales = self.wte
+        if "lm_head.weight" in self.weights:
+            untied, scales_of_untied = quantize(self.weights["lm_head.weight"], axis=1)
+            integers = self.initializer("lm_head.int8", untied)
+            scales = self.initializer("lm_head.scale", scales_of_untied)
+        return self.multiply(hidden, self.op.Transpose(integers, perm=[1, 0]), scales)
+
+    def multiply(self, hidden: Value, integers: Value, scales: Value) -> Value:
+        """[tokens, in] · [in, out], with each token quantized by a scale of its own."""
+        op = self.op
+        largest = op.ReduceMax(op.Abs(hidden), [1])  # [tokens, 1]
+        # A token of zeros has scale 0: whatever integers it gets are multiplied by 0.
+        token_scales = op.Mul(largest, 1 / LARGEST)
+        quantized = op.QuantizeLinear(hidden, op.Reshape(token_scales, [-1]), self.zero_points, axis=0)
+        product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, self.zero_point)
+        return op.Mul(product, token_scales)
+
+    def zero_points_of(self, tokens: Value) -> Value:
+        """The zero point of each token: uint8 [tokens]."""
+        return self.op.ConstantOfShape(
+            self.op.Shape(tokens, end=1), value=ir.tensor(np.array([ZERO_POINT], np.uint8))
+        )
