@@ -41,6 +41,7 @@ class Int8Decoder(Decoder):
         """The embedding is lm_head's matrix: [V, E] in int8, a scale for each token of the vocabulary."""
         op, config = self.op, self.config
         self.one = self.initializer("one", np.array(1, np.float32))
+        self.step = self.initializer("step", np.array(1 / LARGEST, np.float32))
         self.zero_point = self.initializer("zero_point", np.array(ZERO_POINT, np.uint8))
         shape = op.Shape(input_ids)
         self.sequence_shapes = {
@@ -73,7 +74,7 @@ class Int8Decoder(Decoder):
         """A linear layer without its bias: [tokens, in] → [tokens, out]."""
         integers, scales = quantize(self.weights[f"{name}.weight"], axis=0)
         weight = self.initializer(f"{name}.int8", integers), self.initializer(f"{name}.scale", scales)
-        return self.multiply(hidden, *weight)
+        return self.multiply(hidden, *weight, num_inputs=len(integers))
 
     def lm_head(self, hidden: Value) -> Value:
         """Logits: [B · P, E] → [B · P, V]. The embedding's bytes are used again unless untied."""
@@ -82,20 +83,20 @@ class Int8Decoder(Decoder):
             untied, scales_of_untied = quantize(self.weights["lm_head.weight"], axis=1)
             integers = self.initializer("lm_head.int8", untied)
             scales = self.initializer("lm_head.scale", scales_of_untied)
-        return self.multiply(hidden, self.op.Transpose(integers, perm=[1, 0]), scales)
+        transposed = self.op.Transpose(integers, perm=[1, 0])  # by ONNX Runtime, once, when it loads
+        return self.multiply(hidden, transposed, scales, num_inputs=self.config.n_embd)
 
-    def multiply(self, hidden: Value, integers: Value, scales: Value) -> Value:
+    def multiply(self, hidden: Value, integers: Value, scales: Value, *, num_inputs: int) -> Value:
         """[tokens, in] · [in, out], with each token quantized by a scale of its own."""
         op = self.op
-        largest = op.ReduceMax(op.Abs(hidden), [1])  # [tokens, 1]
         # A token of zeros has scale 0: whatever integers it gets are multiplied by 0.
-        token_scales = op.Mul(largest, 1 / LARGEST)
-        quantized = op.QuantizeLinear(hidden, op.Reshape(token_scales, [-1]), self.zero_points, axis=0)
+        token_scales = op.Mul(op.ReduceMax(op.Abs(hidden), [1]), self.step)  # [tokens, 1]
+        quantized = op.QuantizeLinear(hidden, token_scales, self.zero_points, axis=1, block_size=num_inputs)
         product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, self.zero_point)
         return op.Mul(product, token_scales)
 
     def zero_points_of(self, tokens: Value) -> Value:
-        """The zero point of each token: uint8 [tokens]."""
-        return self.op.ConstantOfShape(
-            self.op.Shape(tokens, end=1), value=ir.tensor(np.array([ZERO_POINT], np.uint8))
-        )
+        """The zero point of each token: uint8 [tokens, 1]."""
+        op = self.op
+        shape = op.Concat(op.Shape(tokens, end=1), [1], axis=0)
+        return op.ConstantOfShape(shape, value=ir.tensor(np.array([ZERO_POINT], np.uint8)))
