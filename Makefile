@@ -16,7 +16,7 @@ INSTALLED_CUDA := $(VENV)/installed-cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo lint format bench gpu-check clean
+.PHONY: help install test demo lint format bench bench-report gpu-check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -40,8 +40,12 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
 
-bench: $(INSTALLED_ALL)  ## every benchmark; results in build/bench
-	@$(PYTHON) -m pytest benchmarks
+bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the parts; results in build/bench
+	@$(PYTHON) -m benchmarks run
+	@$(PYTHON) -m pytest benchmarks -k "engine or light"
+
+bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md and README.md
+	@$(PYTHON) -m benchmarks report build/bench/suite.json
 
 gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: in 3 minutes)
 	@$(PYTHON) -c 'import sys; from hgt_infer.cuda_runtime import count_cuda_devices as count; \

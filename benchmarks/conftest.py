@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.backends import HgtInfer, Transformers, num_physical_cores
 from benchmarks.environment import capture_environment
 from benchmarks.workloads import gpt2_124m, write_checkpoint
 from hgt_infer.export import export_checkpoint
@@ -27,12 +26,6 @@ _environment = pytest.StashKey[dict[str, Any]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rounds", type=int, default=11, help="timed rounds of each side (default: %(default)s)"
-    )
-    parser.addoption(
-        "--tweets-rounds",
-        type=int,
-        default=1,
-        help="timed rounds of the tweets, some 7 minutes each on 2 cores (default: %(default)s)",
     )
 
 
@@ -64,23 +57,11 @@ def checkpoint() -> Path:
     return write_checkpoint(RESULTS / "gpt2-124m", gpt2_124m())
 
 
-@pytest.fixture(scope="session")
-def artifact(checkpoint: Path) -> Path:
+@pytest.fixture(scope="session", params=["fp32", "int8"])
+def artifact(checkpoint: Path, request: pytest.FixtureRequest) -> Path:
     """The checkpoint as this version exports it."""
-    output = RESULTS / "gpt2-124m-fp32"
-    return export_checkpoint(checkpoint, output, force=True, references=["numpy"]).path
-
-
-@pytest.fixture(scope="session")
-def hgt_infer(artifact: Path) -> Iterator[HgtInfer]:
-    backend = HgtInfer(artifact)
-    yield backend
-    backend.close()
-
-
-@pytest.fixture(scope="session")
-def transformers(checkpoint: Path) -> Transformers:
-    return Transformers(checkpoint, num_threads=num_physical_cores())
+    output = RESULTS / f"gpt2-124m-{request.param}"
+    return export_checkpoint(checkpoint, output, precision=request.param, force=True).path
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.conftest import Record, recorded_clock
 from benchmarks.environment import REPOSITORY
+from hgt_infer.artifact import read_artifact
 
 CASE = "light"
 
@@ -85,8 +86,9 @@ def test_first_token(
     medians = {name: statistics.median(round_[name] for round_ in rounds) for name in rounds[0]}
     benchmark.extra_info.update(medians)
     parts = ", ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in medians.items())
-    line = f"GPT-2 124M to the first token: {statistics.median(seconds):.2f} s ({parts})"
-    record(CASE, line, {"name": "first_token", "rounds": rounds})
+    precision = read_artifact(artifact).precision
+    line = f"GPT-2 124M in {precision} to the first token: {statistics.median(seconds):.2f} s ({parts})"
+    record(CASE, line, {"name": "first_token", "precision": precision, "rounds": rounds})
 
 
 def test_memory(artifact: Path, record: Record) -> None:
@@ -96,14 +98,15 @@ def test_memory(artifact: Path, record: Record) -> None:
         memory_budget_mb(weights_mb, num_positions=NUM_SLOTS * length)
         for length in (MAX_LENGTH, NUM_POSITIONS_USED)
     )
+    precision = read_artifact(artifact).precision
     line = (
-        f"GPT-2 124M after {NUM_SLOTS} × 64 tokens: {memory['resident_mb']:,.0f} MB resident "
+        f"GPT-2 124M in {precision} after {NUM_SLOTS} × 64 tokens: {memory['resident_mb']:,.0f} MB resident "
         f"({memory['resident_file_mb']:,.0f} MB of it mapped files), peak {memory['peak_mb']:,.0f} MB; "
         f"budget {allocated_mb:,.0f} MB for {NUM_SLOTS} slots of {MAX_LENGTH} positions, "
         f"{touched_mb:,.0f} MB for the {NUM_SLOTS} × {NUM_POSITIONS_USED} used"
     )
     budgets = {"budget_allocated_mb": allocated_mb, "budget_touched_mb": touched_mb}
-    record(CASE, line, {"name": "memory", **memory, **budgets})
+    record(CASE, line, {"name": "memory", "precision": precision, **memory, **budgets})
 
 
 def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:

@@ -10,7 +10,7 @@ import shutil
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,30 @@ def random_prompts(batch_size: int) -> Workload:
     while len(prompts) < batch_size:
         prompts["".join(rng.choices(string.ascii_letters, k=PROMPT_LENGTH))] = None
     return Workload(prompts=tuple(prompts), prompt_token_ids=_letter_ids(prompts))
+
+
+def one_prompt(n: int, *, num_new_tokens: int) -> Workload:
+    """n samples of one prompt of four letters."""
+    return replace(random_prompts(1), n=n, num_new_tokens=num_new_tokens)
+
+
+def long_prompt(num_tokens: int, number: int) -> Workload:
+    """One prompt of that many letters, each a token, and a single new token: nearly all is prefill.
+
+    Each number is another prompt: one that was seen before might be found in a cache.
+    """
+    rng = random.Random(f"{SEED} {number}")
+    prompt = "".join(rng.choices(string.ascii_letters, k=num_tokens))
+    return Workload(prompts=(prompt,), prompt_token_ids=_letter_ids([prompt]), num_new_tokens=1)
+
+
+def arrivals(workload: MixedWorkload, *, rate: float) -> tuple[float, ...]:
+    """Seconds from the start at which each request arrives: a Poisson process of `rate` requests a second.
+
+    The same random numbers at every rate: twice the rate is the same traffic in half the time.
+    """
+    rng = random.Random(SEED)
+    return tuple(accumulate(rng.expovariate(1.0) / rate for _ in workload.prompts))
 
 
 def tweets() -> MixedWorkload:

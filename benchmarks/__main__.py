@@ -1,0 +1,99 @@
+"""The suite's command line: run it, make a report of its result, compare two results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.environment import REPOSITORY
+
+RESULTS = REPOSITORY / "build" / "bench"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return the exit status: 1 where something became slower, 2 for an error."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="time every installed backend over every workload")
+    run.add_argument("--out", type=Path, default=RESULTS / "suite.json", help="default: %(default)s")
+    run.add_argument("--quick", action="store_true", help="fewer rounds and batch sizes")
+    run.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that are installed")
+    report = commands.add_parser("report", help="write Markdown, HTML and pictures of a result")
+    report.add_argument("result", type=Path)
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: the project's docs and README")
+    compare = commands.add_parser("compare", help="tell what became slower")
+    compare.add_argument("old", type=Path)
+    compare.add_argument("new", type=Path)
+    quality = commands.add_parser("quality", help="compare precisions over text, on a trained checkpoint")
+    quality.add_argument("checkpoint", type=Path)
+    quality.add_argument("--tweets", type=Path, required=True, metavar="FILE", help="whatever training reads")
+    quality.add_argument(
+        "--texts", type=int, default=1000, metavar="N", help="at most (default: %(default)s)"
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        return {"run": _run, "report": _report, "compare": _compare, "quality": _quality}[parsed.command](
+            parsed
+        )
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from benchmarks.peers import BACKENDS
+    from benchmarks.suite import FULL, QUICK, REFERENCE, run
+
+    names = parsed.backends or [name for name, entry in BACKENDS.items() if entry.is_installed]
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown or REFERENCE not in names:
+        raise ValueError(
+            f"--backends are of {', '.join(BACKENDS)}, {REFERENCE} among them; got {' '.join(names)}"
+        )
+    result = run(names, QUICK if parsed.quick else FULL, RESULTS)
+    parsed.out.parent.mkdir(parents=True, exist_ok=True)
+    parsed.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"kept in {parsed.out}")
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from benchmarks.report import insert_report, read_result, write_report
+
+    if parsed.out is None:
+        docs = REPOSITORY / "docs"
+        insert_report(
+            read_result(parsed.result), docs / "benchmarks.md", docs / "suite", REPOSITORY / "README.md"
+        )
+        return 0
+    for path in write_report(read_result(parsed.result), parsed.out):
+        print(path)
+    return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from benchmarks.pages import to_markdown
+    from benchmarks.report import compare_results, read_result
+
+    table, is_good = compare_results(read_result(parsed.old), read_result(parsed.new))
+    print(to_markdown([table]), end="")
+    print("nothing became slower" if is_good else "something became slower")
+    return 0 if is_good else 1
+
+
+def _quality(parsed: argparse.Namespace) -> int:
+    from itertools import islice
+
+    from benchmarks.quality import measure_quality
+    from training.cleaning import clean
+    from training.tweets import read_tweets
+
+    texts = [*islice(clean(read_tweets([parsed.tweets])).kept, parsed.texts)]
+    print(json.dumps(measure_quality(parsed.checkpoint, texts), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
