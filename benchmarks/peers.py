@@ -6,7 +6,6 @@ static batches. Not among them, as nothing here could run them: vLLM, and llama.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -198,7 +197,9 @@ BACKENDS: dict[str, Entry] = {
 
 
 def _exported(checkpoint: Path, folder: Path, precision: str) -> Path:
+    """Export where it is not done yet: a process that exports has used more memory than one that loads."""
     from hgt_infer.export import export_checkpoint
 
-    shutil.rmtree(folder, ignore_errors=True)  # of another version of the exporter
-    return export_checkpoint(checkpoint, folder, precision=precision).path
+    if not folder.exists():
+        export_checkpoint(checkpoint, folder, precision=precision)
+    return folder
