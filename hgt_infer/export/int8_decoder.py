@@ -16,6 +16,7 @@ from hgt_infer.export.onnx_graph import Value
 
 LARGEST = 127  # of a quantized magnitude; ±127, so that nothing has to be known of a zero point
 ZERO_POINT = 128  # activations are uint8: VNNI multiplies uint8 by int8
+GELU_SHIFT = 0.1701  # gelu_new is at least -0.17005: with this on top it is quantized without a sign
 
 
 def quantize(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -42,6 +43,8 @@ class Int8Decoder(Decoder):
         op, config = self.op, self.config
         self.one = self.initializer("one", np.array(1, np.float32))
         self.step = self.initializer("step", np.array(1 / LARGEST, np.float32))
+        self.unsigned_step = self.initializer("unsigned_step", np.array(1 / 255, np.float32))
+        self.shift = self.initializer("shift", np.array(GELU_SHIFT, np.float32))
         self.zero_point = self.initializer("zero_point", np.array(ZERO_POINT, np.uint8))
         shape = op.Shape(input_ids)
         self.sequence_shapes = {
@@ -50,7 +53,7 @@ class Int8Decoder(Decoder):
         input_ids = op.Reshape(input_ids, [-1])
         self.zero_points = self.zero_points_of(input_ids)
         integers, scales = quantize(self.weights["wte.weight"], axis=1)
-        self.wte = self.initializer("wte.int8", integers), self.initializer("wte.scale", scales)
+        self.wte = self.weight("wte", integers, scales)
         rows = op.Cast(op.Gather(self.wte[0], input_ids), to=ir.DataType.FLOAT)
         scales_of_rows = op.Unsqueeze(op.Gather(self.wte[1], input_ids), [1])
         positions = op.Gather(self.parameter("wpe.weight"), op.Reshape(position_ids, [-1]))
@@ -70,29 +73,57 @@ class Int8Decoder(Decoder):
         """[B, S, E] → [B · S, E]."""
         return self.op.Reshape(hidden, [-1, self.config.n_embd])
 
+    def activate(self, hidden: Value, linear: str) -> Value:
+        """Linear layer to n_inner and gelu_new, shifted by GELU_SHIFT, which `project` takes back."""
+        return self.op.Add(super().activate(hidden, linear), self.shift)
+
+    def project(self, hidden: Value, residual: Value, linear: str, norm: str) -> tuple[Value, Value]:
+        """As in Decoder. (x + shift) · W = x · W + shift · (sums of W's columns): off the bias they come."""
+        if not linear.endswith("mlp.c_proj"):
+            return super().project(hidden, residual, linear, norm)
+        integers, scales = quantize(self.weights[f"{linear}.weight"], axis=0)
+        column_sums = integers.sum(0, dtype=np.float32) * scales
+        bias = self.weights[f"{linear}.bias"] - np.float32(GELU_SHIFT) * column_sums
+        product = self.multiply_unsigned(hidden, *self.weight(linear, integers, scales), len(integers))
+        return self.add_and_norm(
+            product, residual, norm, bias=self.initializer(f"{linear}.shifted_bias", bias)
+        )
+
     def linear(self, hidden: Value, name: str) -> Value:
         """A linear layer without its bias: [tokens, in] → [tokens, out]."""
         integers, scales = quantize(self.weights[f"{name}.weight"], axis=0)
-        weight = self.initializer(f"{name}.int8", integers), self.initializer(f"{name}.scale", scales)
-        return self.multiply(hidden, *weight, num_inputs=len(integers))
+        return self.multiply(hidden, *self.weight(name, integers, scales), len(integers))
+
+    def weight(
+        self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> tuple[Value, Value]:
+        """A quantized matrix as constants of the graph."""
+        return self.initializer(f"{name}.int8", integers), self.initializer(f"{name}.scale", scales)
 
     def lm_head(self, hidden: Value) -> Value:
         """Logits: [B · P, E] → [B · P, V]. The embedding's bytes are used again unless untied."""
         integers, scales = self.wte
         if "lm_head.weight" in self.weights:
             untied, scales_of_untied = quantize(self.weights["lm_head.weight"], axis=1)
-            integers = self.initializer("lm_head.int8", untied)
-            scales = self.initializer("lm_head.scale", scales_of_untied)
+            integers, scales = self.weight("lm_head", untied, scales_of_untied)
         transposed = self.op.Transpose(integers, perm=[1, 0])  # by ONNX Runtime, once, when it loads
-        return self.multiply(hidden, transposed, scales, num_inputs=self.config.n_embd)
+        return self.multiply(hidden, transposed, scales, self.config.n_embd)
 
-    def multiply(self, hidden: Value, integers: Value, scales: Value, *, num_inputs: int) -> Value:
+    def multiply(self, hidden: Value, integers: Value, scales: Value, num_inputs: int) -> Value:
         """[tokens, in] · [in, out], with each token quantized by a scale of its own."""
         op = self.op
         # A token of zeros has scale 0: whatever integers it gets are multiplied by 0.
         token_scales = op.Mul(op.ReduceMax(op.Abs(hidden), [1]), self.step)  # [tokens, 1]
         quantized = op.QuantizeLinear(hidden, token_scales, self.zero_points, axis=1, block_size=num_inputs)
         product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, self.zero_point)
+        return op.Mul(product, token_scales)
+
+    def multiply_unsigned(self, hidden: Value, integers: Value, scales: Value, num_inputs: int) -> Value:
+        """As multiply, for a hidden state that has nothing negative: all 8 bits are for its magnitude."""
+        op = self.op
+        token_scales = op.Mul(op.ReduceMax(hidden, [1]), self.unsigned_step)
+        quantized = op.QuantizeLinear(hidden, token_scales, axis=1, block_size=num_inputs)  # to uint8
+        product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales)
         return op.Mul(product, token_scales)
 
     def zero_points_of(self, tokens: Value) -> Value:
