@@ -42,7 +42,7 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 
 bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the parts; results in build/bench
 	@$(PYTHON) -m benchmarks run
-	@$(PYTHON) -m pytest benchmarks -k "engine or light"
+	@$(PYTHON) -m pytest benchmarks -k "engine or light or parts"
 
 bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md and README.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json
