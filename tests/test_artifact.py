@@ -385,7 +385,7 @@ def test_an_artifact_has_the_permissions_of_other_new_folders(tmp_path: Path) ->
 
 
 def test_metadata_is_refused_for_an_unknown_precision_or_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="fp32, fp16; got 'fp8'"):
+    with pytest.raises(ParameterError, match="fp32, fp16, int8; got 'fp8'"):
         write_metadata(tmp_path, CONFIG, "fp8", DEFAULTS)
     with pytest.raises(FileNotFoundError):
         write_metadata(tmp_path, CONFIG, "fp32", DEFAULTS)
