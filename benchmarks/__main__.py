@@ -7,9 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.environment import REPOSITORY
-
-RESULTS = REPOSITORY / "build" / "bench"
+from benchmarks.environment import REPOSITORY, RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ class Backend(Protocol[AnyWorkload]):
 
 
 class HgtInfer:
-    """hgt_infer on the CPU with its default settings; 16 slots unless a batch is larger.
+    """hgt_infer on the CPU with its default settings but for precision and slots.
 
     Its time is from text to text.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +99,25 @@ def time_in_turns(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each side by its name; every other round runs them in the opposite order."""
-    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
-    for number in range(num_rounds):
-        for side in sides if number % 2 == 0 else reversed(sides):
+
+    def timer(side: Backend[AnyWorkload]) -> Callable[[], float]:
+        def time_once() -> float:
             start = clock()
             token_ids = side.generate(workload)
-            seconds[side.name].append(clock() - start)
+            duration = clock() - start
             if sum(map(len, token_ids)) != workload.num_tokens:
                 raise ValueError(f"{side.name} did not generate {workload.num_tokens} tokens")
+            return duration
+
+        return time_once
+
+    return take_turns({side.name: timer(side) for side in sides}, num_rounds=num_rounds)
+
+
+def take_turns(timers: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
+    """What each timer gave in each round, by its name; every other round calls them in the opposite order."""
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for number in range(num_rounds):
+        for name in timers if number % 2 == 0 else reversed(timers):
+            seconds[name].append(timers[name]())
     return seconds

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.environment import capture_environment
+from benchmarks.environment import RESULTS, capture_environment
 from benchmarks.workloads import gpt2_124m, write_checkpoint
 from hgt_infer.export import export_checkpoint
-
-RESULTS = Path(__file__).parents[1] / "build" / "bench"
 
 Record = Callable[[str, str, dict[str, Any]], None]
 """(case, line of the summary, what is kept as JSON)."""

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hgt_infer.cpu_features import cpu_flags
+
 LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "numpy", "tokenizers", "torch", "transformers")
 GPU_FIELDS = {
     "name": "name",
@@ -31,6 +33,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_t
 # What changes how threads wait and memory is laid out.
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", "LD_PRELOAD")
 REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "build" / "bench"
 
 
 def capture_environment() -> dict[str, Any]:
@@ -38,10 +41,10 @@ def capture_environment() -> dict[str, Any]:
 
     What nothing here can tell is left out: cores without psutil, GPUs without a driver.
     """
-    model_name, flags = _read_cpuinfo()
+    flags = cpu_flags()
     gpus, cuda = read_gpus(), cuda_versions()
     return {
-        "cpu": model_name or platform.processor() or platform.machine(),
+        "cpu": _model_name() or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
         "physical_cores": _physical_cores(),
         "usable_cpus": len(os.sched_getaffinity(0)),
@@ -105,13 +108,10 @@ def cuda_versions() -> dict[str, str]:
     return versions | ({"gpu": name.value.decode(errors="replace")} if name.value else {})
 
 
-def _read_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
-    fields: dict[str, str] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            name, _, value = line.partition(":")
-            fields.setdefault(name.strip(), value.strip())
-    return fields.get("model name", ""), set(fields.get("flags", "").split())
+def _model_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
 
 
 def _version(name: str) -> str | None:

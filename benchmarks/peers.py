@@ -143,20 +143,20 @@ class Entry:
         make: from a checkpoint, and a folder for what is made of it once.
         packages: what has to be installed.
         precision: of weights and products.
-        cannot: what it cannot do, for the report.
+        is_static: whether it takes static batches alone.
     """
 
     make: Callable[[Path, Path], Any]
     packages: Sequence[str]
     precision: str
-    cannot: str = ""
+    is_static: bool = False
 
     @property
     def is_installed(self) -> bool:
         return all(find_spec(package) for package in self.packages)
 
 
-_STATIC = "takes no new request before a batch has ended, and no length or seed per request"
+STATIC_ALONE = "takes no new request before a batch has ended, and no length or seed per request"
 
 BACKENDS: dict[str, Entry] = {
     "hgt_infer": Entry(
@@ -175,23 +175,23 @@ BACKENDS: dict[str, Entry] = {
         lambda checkpoint, _: Transformers(checkpoint, num_threads=num_physical_cores()),
         ["torch", "transformers"],
         "fp32",
-        _STATIC,
+        is_static=True,
     ),
     "transformers_pipeline": Entry(
-        lambda checkpoint, _: Pipeline(checkpoint), ["torch", "transformers"], "fp32", _STATIC
+        lambda checkpoint, _: Pipeline(checkpoint), ["torch", "transformers"], "fp32", is_static=True
     ),
-    "optimum": Entry(Optimum, ["optimum", "torch", "transformers"], "fp32", _STATIC),
+    "optimum": Entry(Optimum, ["optimum", "torch", "transformers"], "fp32", is_static=True),
     "ctranslate2": Entry(
         lambda checkpoint, folder: CTranslate2(checkpoint, folder, compute_type="float32"),
         ["ctranslate2", "torch", "transformers"],
         "fp32",
-        _STATIC,
+        is_static=True,
     ),
     "ctranslate2_int8": Entry(
         lambda checkpoint, folder: CTranslate2(checkpoint, folder, compute_type="int8"),
         ["ctranslate2", "torch", "transformers"],
         "int8",
-        _STATIC,
+        is_static=True,
     ),
 }
 

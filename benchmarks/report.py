@@ -11,10 +11,11 @@ from typing import Any
 from benchmarks.bounds import step_bytes
 from benchmarks.pages import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from benchmarks.plots import draw_first_tokens, draw_latency, draw_throughput
+from benchmarks.workloads import PROMPT_LENGTH
 
 TITLE = "hgt_infer and its peers on a CPU"
 WEIGHT_BYTES = {"fp32": 4, "int8": 1}
-PROMPT_LENGTH = 4
+RAW = "result.json"
 CASES = {
     "samples": "one prompt, many samples",
     "long_prompt": "a prompt of 900 tokens, prefill",
@@ -42,18 +43,11 @@ def read_result(path: Path) -> Result:
 
 def write_report(result: Result, folder: Path) -> list[Path]:
     """Write report.md, report.html, result.json and the pictures into a folder; return the pages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fixed = [case for case in result["cases"] if case["case"] == "fixed"]
-    names = list(result["backends"])
-    draw_throughput(folder / "throughput.png", fixed, names)
-    draw_latency(folder / "latency.png", fixed, names)
-    draw_first_tokens(folder / "first_tokens.png", result["serving"])
-    blocks = list(_blocks(result, fixed))
+    blocks = _write_pictures(result, folder)
     pages = {"report.md": to_markdown(blocks), "report.html": to_html(blocks, TITLE, folder)}
-    pages["result.json"] = json.dumps(result, indent=2) + "\n"
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in pages]
+    return [folder / name for name in (*pages, RAW)]
 
 
 def insert_report(result: Result, page: Path, pictures: Path, figures: Path) -> None:
@@ -67,15 +61,24 @@ def insert_report(result: Result, page: Path, pictures: Path, figures: Path) -> 
     Raises:
         ValueError: the marks are missing.
     """
-    write_report(result, pictures)
-    fixed = [case for case in result["cases"] if case["case"] == "fixed"]
-    body = to_markdown([*_blocks(result, fixed)][1:]).replace("\n## ", "\n### ")
+    blocks = _write_pictures(result, pictures)
+    body = to_markdown(blocks[1:]).replace("\n## ", "\n### ")
     body = re.sub(r"\]\(([a-z_]+\.png)\)", rf"]({pictures.name}/\1)", body)
-    raw = f"[Raw values]({pictures.name}/result.json).\n"
+    raw = f"[Raw values]({pictures.name}/{RAW}).\n"
     _between_marks(page, "suite", f"{body}\n{raw}")
     _between_marks(figures, "figures", to_markdown([_figures(result)]))
-    (pictures / "report.md").unlink()
-    (pictures / "report.html").unlink()
+
+
+def _write_pictures(result: Result, folder: Path) -> list[Block]:
+    """Write the pictures and the raw values, and return the blocks of the page that shows them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fixed = [case for case in result["cases"] if case["case"] == "fixed"]
+    names = list(result["backends"])
+    draw_throughput(folder / "throughput.png", fixed, names)
+    draw_latency(folder / "latency.png", fixed, names)
+    draw_first_tokens(folder / "first_tokens.png", result["serving"])
+    (folder / RAW).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return list(_blocks(result, fixed))
 
 
 def _figures(result: Result) -> Table:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from benchmarks.workloads import MixedWorkload
@@ -68,14 +67,8 @@ def _in_batches(backend: Any, workload: MixedWorkload, at: Sequence[float], batc
         time.sleep(max(0.0, start + at[first] - time.perf_counter()))
         now = time.perf_counter() - start
         waiting = sum(arrival <= now for arrival in at[first : first + batch_size])
-        part = slice(first, first + max(1, waiting))
-        batch = replace(
-            workload,
-            prompts=workload.prompts[part],
-            prompt_token_ids=workload.prompt_token_ids[part],
-            lengths=workload.lengths[part],
-        )
-        backend.generate_padded(batch)
+        stop = first + max(1, waiting)
+        backend.generate_padded(workload.part(first, stop))
         end = time.perf_counter() - start
-        served += [Served(end - arrival, end - arrival) for arrival in at[part]]
+        served += [Served(end - arrival, end - arrival) for arrival in at[first:stop]]
     return served

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from typing import Any
 
 from benchmarks.backends import NEAR_TIE, num_physical_cores
 from benchmarks.bounds import measure_bounds
-from benchmarks.comparison import Spread
-from benchmarks.environment import REPOSITORY, capture_environment
-from benchmarks.peers import BACKENDS
+from benchmarks.comparison import Spread, take_turns
+from benchmarks.environment import capture_environment
+from benchmarks.fresh_processes import FIRST_TOKEN, TRANSFORMERS_FIRST_TOKEN, in_fresh_processes
+from benchmarks.peers import BACKENDS, STATIC_ALONE
 from benchmarks.worker import Remote
 from benchmarks.workloads import (
     MixedWorkload,
@@ -47,27 +47,10 @@ STATIC_BATCH_SIZES = (16, 64)
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 8.0
 FIRST_TOKEN_GOAL_S = 0.5
-
-FIRST_TOKEN = {
-    "hgt_infer": """
-import sys, time
-start = time.perf_counter()
-from hgt_infer import Generator, SamplingParams
-generator = Generator(sys.argv[1], device="cpu")
-generator.generate("abcd", SamplingParams(max_tokens=1))
-print(time.perf_counter() - start)
-""",
-    "transformers": """
-import sys, time
-start = time.perf_counter()
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-with torch.inference_mode():
-    model.generate(**tokenizer("abcd", return_tensors="pt"), max_new_tokens=1, pad_token_id=0)
-print(time.perf_counter() - start)
-""",
+FIRST_TOKEN_CODE = {
+    "hgt_infer": FIRST_TOKEN,
+    "hgt_infer_int8": FIRST_TOKEN,
+    "transformers": TRANSFORMERS_FIRST_TOKEN,
 }
 
 
@@ -125,7 +108,7 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
             "backends": {
                 name: {
                     "precision": BACKENDS[name].precision,
-                    "cannot": BACKENDS[name].cannot,
+                    "cannot": STATIC_ALONE if BACKENDS[name].is_static else "",
                     "load_s": sides[name].load_s,
                     "weights_mb": _weights_mb(folder / name / "model"),
                 }
@@ -238,7 +221,7 @@ def _ways(sides: dict[str, Remote]) -> Iterator[tuple[str, int | None]]:
     for name in sides:
         if name in (PIPELINE, "optimum"):
             continue  # they pad as transformers does
-        sizes: Sequence[int | None] = STATIC_BATCH_SIZES if BACKENDS[name].cannot else (None,)
+        sizes: Sequence[int | None] = STATIC_BATCH_SIZES if BACKENDS[name].is_static else (None,)
         yield from ((name, size) for size in sizes)
 
 
@@ -259,14 +242,11 @@ def _in_turns(
     is_warm: bool = False,
     **about: Any,
 ) -> dict[str, Any]:
-    """Time all sides in turns, every other round in the opposite order, after a round that is not counted."""
+    """Time all sides in turns, after a round that is not counted unless they are warm."""
     _say(f"{case} {about.get('batch_size', '')}: {num_rounds} rounds of {len(timers)} sides")
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for number in range(0 if is_warm else -1, num_rounds):
-        for name in timers if number % 2 == 0 else reversed(timers):
-            duration = timers[name]()
-            if number >= 0:
-                seconds[name].append(duration)
+    if not is_warm:
+        take_turns(timers, num_rounds=1)
+    seconds = take_turns(timers, num_rounds=num_rounds)
     by_reference = [name for name in timers if name.split(",")[0] == REFERENCE]
     best = min(by_reference, key=lambda name: statistics.median(seconds[name]))
     return {
@@ -321,20 +301,14 @@ def _cold_starts(checkpoint: Path, folder: Path, names: Sequence[str], num_start
     """Seconds from the first import to the first token, in fresh processes, files in the page cache."""
     result = {}
     for name in names:
-        code = FIRST_TOKEN.get(name.removesuffix("_int8"))
-        if code is None:
+        if name not in FIRST_TOKEN_CODE:
             continue
         _say(f"cold start: {name}")
         model = folder / name / "model" if name.startswith("hgt_infer") else checkpoint
-        rounds = [_fresh(code, str(model)) for _ in range(num_starts + 1)][1:]
+        starts = in_fresh_processes(FIRST_TOKEN_CODE[name], str(model), num_rounds=num_starts)
+        rounds = [sum(parts.values()) for parts in starts]
         result[name] = vars(Spread.of(rounds)) | {"rounds": rounds}
     return result
-
-
-def _fresh(code: str, argument: str) -> float:
-    command = [sys.executable, "-W", "ignore", "-c", code, argument]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
@@ -343,7 +317,7 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def _weights_mb(folder: Path) -> float | None:
-    """Of the largest kind of file; None where the backend made nothing of the checkpoint."""
+    """Of all files that the backend made of the checkpoint; None where it made none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6 or None
 
 

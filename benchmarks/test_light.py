@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.conftest import Record, recorded_clock
-from benchmarks.environment import REPOSITORY
+from benchmarks.fresh_processes import FIRST_TOKEN, in_fresh_processes
 from hgt_infer.artifact import read_artifact
 
 CASE = "light"
@@ -25,18 +22,6 @@ import onnxruntime, tokenizers
 middle = time.perf_counter()
 import hgt_infer
 print(json.dumps({"dependencies_s": middle - start, "hgt_infer_s": time.perf_counter() - middle}))
-"""
-
-FIRST_TOKEN = """
-import json, sys, time
-start = time.perf_counter()
-from hgt_infer import Generator, SamplingParams
-imported = time.perf_counter()
-generator = Generator(sys.argv[1], device="cpu")
-loaded = time.perf_counter()
-generator.generate("abcd", SamplingParams(max_tokens=1))
-end = time.perf_counter()
-print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}))
 """
 
 MEMORY = """
@@ -112,20 +97,3 @@ def test_memory(artifact: Path, record: Record) -> None:
 def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:
     """1.25 × (weights + cache) and 150 MB for interpreter, libraries and activations."""
     return 1.25 * (weights_mb + CACHE_BYTES_PER_POSITION * num_positions / 1e6) + 150
-
-
-def in_fresh_processes(
-    code: str, *arguments: str, num_rounds: int, num_warmups: int = 1
-) -> list[dict[str, float]]:
-    """Run code in a process of its own for each round; it prints one object of numbers."""
-    results = []
-    for _ in range(num_warmups + num_rounds):
-        process = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        results.append(json.loads(process.stdout))
-    return results[num_warmups:]

@@ -87,13 +87,16 @@ class MixedWorkload:
     def batches(self, batch_size: int) -> Iterator[MixedWorkload]:
         """The requests in order of arrival, batch_size at a time."""
         for start in range(0, len(self.prompts), batch_size):
-            part = slice(start, start + batch_size)
-            yield replace(
-                self,
-                prompts=self.prompts[part],
-                prompt_token_ids=self.prompt_token_ids[part],
-                lengths=self.lengths[part],
-            )
+            yield self.part(start, start + batch_size)
+
+    def part(self, start: int, stop: int) -> MixedWorkload:
+        """The requests start … stop - 1."""
+        return replace(
+            self,
+            prompts=self.prompts[start:stop],
+            prompt_token_ids=self.prompt_token_ids[start:stop],
+            lengths=self.lengths[start:stop],
+        )
 
     def head(self, num_requests: int, *, max_tokens: int) -> MixedWorkload:
         """The first requests, none longer than max_tokens, to warm up."""

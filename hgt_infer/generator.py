@@ -54,7 +54,7 @@ class Generator:
         device: "cpu", "cuda", "cuda:N", "auto" (CUDA where there is a GPU, the CPU elsewhere), or a list of
             GPUs: each has the whole model, and they share one queue.
         precision: "fp32" or "int8" on a CPU, "fp16" on CUDA. "auto" is an artifact's own, and for checkpoints
-            fp32 on a CPU, which agrees with transformers; int8 is faster and needs a quarter of the memory.
+            fp32 on a CPU, which agrees with transformers; int8 is faster, in a file of a quarter of the size.
         num_slots: sequences that run at once on a device, 1 … 4096 on a CPU, 1 … 256 on CUDA; more wait for
             a free slot. "auto" is 16 on a CPU, and as many as fit the free memory on CUDA.
         max_length: tokens that a sequence can hold, prompt and output together, 2 … n_positions, which

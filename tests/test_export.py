@@ -96,7 +96,8 @@ def test_an_artifact_whose_logits_differ_is_not_saved(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_untied_head_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_untied_head_is_exported(tmp_path: Path, precision: str) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint", layout="modern")
     weights = load_file(folder / "model.safetensors")
     rng = np.random.default_rng(0)
@@ -106,7 +107,8 @@ def test_an_untied_head_is_exported(tmp_path: Path) -> None:
     (folder / "config.json").write_text(
         config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
-    export_checkpoint(folder, tmp_path / "artifact", references=["numpy", "transformers"])
+    references = ["numpy", "transformers"]
+    export_checkpoint(folder, tmp_path / "artifact", precision=precision, references=references)
 
 
 def test_the_fp16_graph_holds_fp16_weights_and_caches_but_gives_logits_in_fp32(

@@ -11,12 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from checkpoints import write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from tiny_model import Array, TinyModel
 
 from hgt_infer import DeviceUnavailableError, Generator, ModelFormatError, ParameterError, cpu_features
 from hgt_infer.artifact import EXTERNAL_DATA_FILE, read_artifact
@@ -61,18 +60,8 @@ def test_logits_are_near_those_of_transformers(checkpoint: Path, reference_model
     with torch.inference_mode():
         expected = reference_model(torch.tensor(ids)).logits.numpy()
 
-    def run(ids: NDArray[Any], num_outputs: int) -> NDArray[np.float32]:
-        num_rows, num_tokens = ids.shape
-        caches = [x for x in session.get_inputs() if x.name.startswith("past_")]
-        inputs = {
-            "input_ids": ids.astype(np.int32),
-            "position_ids": np.tile(np.arange(num_tokens, dtype=np.int32), (num_rows, 1)),
-            "first_output": np.array([num_tokens - num_outputs]),
-            "seqlens_k": np.full(num_rows, num_tokens - 1, np.int32),
-            "total_sequence_length": np.array(num_tokens, np.int32),
-        } | {x.name: np.zeros((num_rows, x.shape[1], 64, x.shape[3]), np.float32) for x in caches}
-        logits: NDArray[np.float32] = session.run(["logits"], inputs)[0]
-        return logits
+    def run(ids: Array, num_outputs: int) -> Array:
+        return TinyModel(session, len(ids))(ids, num_outputs)
 
     logits = run(ids, NUM_TOKENS).reshape(expected.shape)
     assert 0 < np.square(logits - expected).mean() < MAX_INT8_NOISE * expected.var()
@@ -102,19 +91,6 @@ def test_matrices_are_kept_once_and_in_a_byte(artifact: Path, int8_artifact: Pat
     config = read_artifact(artifact).config
     positions = 4 * config.n_positions * config.n_embd  # which are not multiplied: in fp32
     assert sizes[1] - positions < 0.3 * (sizes[0] - positions)
-
-
-def test_an_untied_head_has_integers_of_its_own(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "checkpoint", layout="modern")
-    weights = load_file(folder / "model.safetensors")
-    shape = weights["transformer.wte.weight"].shape
-    weights["lm_head.weight"] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(
-        config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
-    )
-    export_checkpoint(folder, tmp_path / "artifact", precision="int8", references=["numpy", "transformers"])
 
 
 def test_an_artifact_that_is_too_far_away_is_not_saved(

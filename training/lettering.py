@@ -17,9 +17,8 @@ from typing import Any
 from PIL import ImageDraw, ImageFont
 
 _JOINED = re.compile(r"\S(?:\u200d\S)+")
-_VARIANTS = dict.fromkeys(
-    (0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400))
-)  # how a sign is shown: in colour, which skin
+# How a sign is shown: in colour or not, in which skin.
+_VARIANTS = dict.fromkeys((0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)))
 
 
 class Lettering:

@@ -115,16 +115,21 @@ class Int8Decoder(Decoder):
         # A token of zeros has scale 0: whatever integers it gets are multiplied by 0.
         token_scales = op.Mul(op.ReduceMax(op.Abs(hidden), [1]), self.step)  # [tokens, 1]
         quantized = op.QuantizeLinear(hidden, token_scales, self.zero_points, axis=1, block_size=num_inputs)
-        product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, self.zero_point)
-        return op.Mul(product, token_scales)
+        return self.product(quantized, token_scales, integers, scales, self.zero_point)
 
     def multiply_unsigned(self, hidden: Value, integers: Value, scales: Value, num_inputs: int) -> Value:
         """As multiply, for a hidden state that has nothing negative: all 8 bits are for its magnitude."""
         op = self.op
         token_scales = op.Mul(op.ReduceMax(hidden, [1]), self.unsigned_step)
         quantized = op.QuantizeLinear(hidden, token_scales, axis=1, block_size=num_inputs)  # to uint8
-        product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales)
-        return op.Mul(product, token_scales)
+        return self.product(quantized, token_scales, integers, scales)
+
+    def product(
+        self, quantized: Value, token_scales: Value, integers: Value, scales: Value, *zero_point: Value
+    ) -> Value:
+        """Integers by integers, scaled back by the columns' and the tokens' scales."""
+        product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, *zero_point)
+        return self.op.Mul(product, token_scales)
 
     def zero_points_of(self, tokens: Value) -> Value:
         """The zero point of each token: uint8 [tokens, 1]."""
