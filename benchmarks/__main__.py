@@ -30,11 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     quality.add_argument(
         "--texts", type=int, default=1000, metavar="N", help="at most (default: %(default)s)"
     )
+    offline = commands.add_parser("offline", help="run one backend over many prompts in one call")
+    offline.add_argument("--backend", default="hgt_infer_int8", metavar="NAME", help="default: %(default)s")
+    offline.add_argument(
+        "--prompts", type=int, default=10_000, metavar="N", help="default: %(default)s, 7 minutes on 2 cores"
+    )
     parsed = parser.parse_args(arguments)
     try:
-        return {"run": _run, "report": _report, "compare": _compare, "quality": _quality}[parsed.command](
-            parsed
-        )
+        return {
+            "run": _run,
+            "report": _report,
+            "compare": _compare,
+            "quality": _quality,
+            "offline": _offline,
+        }[parsed.command](parsed)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,6 +99,15 @@ def _quality(parsed: argparse.Namespace) -> int:
 
     texts = [*islice(clean(read_tweets([parsed.tweets])).kept, parsed.texts)]
     print(json.dumps(measure_quality(parsed.checkpoint, texts), indent=2))
+    return 0
+
+
+def _offline(parsed: argparse.Namespace) -> int:
+    from benchmarks.offline import run_offline
+
+    if parsed.prompts < 1:
+        raise ValueError(f"--prompts is at least 1; got {parsed.prompts}")
+    print(json.dumps(run_offline(parsed.backend, parsed.prompts, RESULTS), indent=2))
     return 0
 
 

@@ -35,7 +35,12 @@ class HgtInfer:
     def __init__(self, model: Path, *, precision: str = "fp32", num_slots: int = NUM_SLOTS) -> None:
         from hgt_infer import Generator
 
+        self._model, self._precision = model, precision
         self.generator = Generator(model, device="cpu", precision=precision, num_slots=num_slots)
+
+    def with_slots(self, num_slots: int) -> HgtInfer:
+        """Another one of the same model, to be closed."""
+        return HgtInfer(self._model, precision=self._precision, num_slots=num_slots)
 
     def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
         from hgt_infer import SamplingParams

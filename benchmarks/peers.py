@@ -1,7 +1,7 @@
 """Every backend that a suite can time on a CPU, by name: how it is made, and what it cannot do.
 
 All have the same weights, threads, prompts and settings. Backends that pad take requests of mixed lengths in
-static batches. Not among them, as nothing here could run them: vLLM, and llama.cpp through llama-cpp-python.
+static batches. Not among them is vLLM, which could not be tried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends import HgtInfer, TokenIds, Transformers, num_physical_cores
+from benchmarks.backends import NEAR_TIE, HgtInfer, TokenIds, Transformers, num_physical_cores
+from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.workloads import MixedWorkload, Workload
 
 MAX_SLOTS = 64
@@ -144,12 +145,14 @@ class Entry:
         packages: what has to be installed.
         precision: of weights and products.
         is_static: whether it takes static batches alone.
+        near_tie: how far below the reference's choice, in logits, its own may lie and count as the same.
     """
 
     make: Callable[[Path, Path], Any]
     packages: Sequence[str]
     precision: str
     is_static: bool = False
+    near_tie: float = NEAR_TIE
 
     @property
     def is_installed(self) -> bool:
@@ -192,6 +195,21 @@ BACKENDS: dict[str, Entry] = {
         ["ctranslate2", "torch", "transformers"],
         "int8",
         is_static=True,
+    ),
+    "llama_cpp": Entry(
+        lambda checkpoint, folder: LlamaCpp(
+            checkpoint, folder, quantization="f32", num_threads=num_physical_cores()
+        ),
+        ["llama_cpp", "gguf"],
+        "fp32",
+        near_tie=0.01,  # its gelu is a table of 16-bit floats
+    ),
+    "llama_cpp_q8_0": Entry(
+        lambda checkpoint, folder: LlamaCpp(
+            checkpoint, folder, quantization="q8_0", num_threads=num_physical_cores()
+        ),
+        ["llama_cpp", "gguf"],
+        "int8",
     ),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.bounds import step_bytes
 from benchmarks.pages import Block, Heading, Picture, Table, Text, to_html, to_markdown
-from benchmarks.plots import draw_first_tokens, draw_latency, draw_throughput
+from benchmarks.plots import draw_agreement, draw_first_tokens, draw_latency, draw_throughput
 from benchmarks.workloads import PROMPT_LENGTH
 
 TITLE = "hgt_infer and its peers on a CPU"
@@ -77,6 +77,7 @@ def _write_pictures(result: Result, folder: Path) -> list[Block]:
     draw_throughput(folder / "throughput.png", fixed, names)
     draw_latency(folder / "latency.png", fixed, names)
     draw_first_tokens(folder / "first_tokens.png", result["serving"])
+    draw_agreement(folder / "agreement.png", fixed, result["agreement"])
     (folder / RAW).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return list(_blocks(result, fixed))
 
@@ -92,6 +93,9 @@ def _figures(result: Result) -> Table:
         cells = []
         for case in cases:
             ways = [way for way in case["tokens_per_s"] if way.split(",")[0] == name]
+            if not ways:
+                cells.append("")
+                continue
             best = max(ways, key=lambda way: case["tokens_per_s"][way]["median"])
             rate, ratio = case["tokens_per_s"][best]["median"], case["ratio"][best]["median"]
             cells.append(f"{rate:,.0f}" + (f" ({ratio:.1f} ×)" if name != result["reference"] else ""))
@@ -128,17 +132,14 @@ def _blocks(result: Result, fixed: Sequence[Result]) -> Iterator[Block]:
     yield Heading("Tokens a second, fixed lengths")
     yield Table(
         ["sequences at once", *(str(case["batch_size"]) for case in fixed)],
-        [
-            [name, *(f"{_spread(case['tokens_per_s'][name])}" for case in fixed)]
-            for name in result["backends"]
-        ],
+        [[name, *(_spread(case["tokens_per_s"].get(name)) for case in fixed)] for name in result["backends"]],
     )
     yield Picture("throughput.png", "Tokens a second against the batch")
     yield Text(f"Times as fast as {reference}, from neighbouring rounds:")
     yield Table(
         ["", *(str(case["batch_size"]) for case in fixed)],
         [
-            [name, *(_spread(case["ratio"][name], digits=2) for case in fixed)]
+            [name, *(_spread(case["ratio"].get(name), digits=2) for case in fixed)]
             for name in result["backends"]
             if name != reference
         ],
@@ -155,7 +156,7 @@ def _blocks(result: Result, fixed: Sequence[Result]) -> Iterator[Block]:
     )
     yield Table(
         ["", *(str(case["batch_size"]) for case in fixed)],
-        [[name, *(f"{_of_bound(result, case, name):.0%}" for case in fixed)] for name in result["backends"]],
+        [[name, *(_of_bound(result, case, name) for case in fixed)] for name in result["backends"]],
     )
 
     yield Heading("Other workloads")
@@ -196,6 +197,7 @@ def _blocks(result: Result, fixed: Sequence[Result]) -> Iterator[Block]:
     yield Picture("first_tokens.png", "Seconds to the first token against requests a second")
 
     yield Heading("Memory, files, cold start, agreement")
+    yield Text("Resident after the fixed lengths: the largest batch was the last.")
     yield Table(
         [
             "",
@@ -209,12 +211,13 @@ def _blocks(result: Result, fixed: Sequence[Result]) -> Iterator[Block]:
                 name,
                 f"{backend['memory_mb']['resident']:,.0f}",
                 f"{backend['weights_mb']:,.0f}" if backend["weights_mb"] else "the checkpoint",
-                _spread(result["first_token_s"][name], digits=2) if name in result["first_token_s"] else "",
+                _spread(result["first_token_s"].get(name), digits=2),
                 f"{result['agreement'][name]['share']:.1%}",
             ]
             for name, backend in result["backends"].items()
         ],
     )
+    yield Picture("agreement.png", f"Greedy tokens that are {reference}'s choice against tokens a second")
     cannot: dict[str, list[str]] = {}
     for name, backend in result["backends"].items():
         if backend["cannot"]:
@@ -223,13 +226,18 @@ def _blocks(result: Result, fixed: Sequence[Result]) -> Iterator[Block]:
         yield Text(f"{', '.join(names)}: {what}.")
 
 
-def _spread(spread: Mapping[str, float], digits: int | None = None) -> str:
+def _spread(spread: Mapping[str, float] | None, digits: int | None = None) -> str:
+    """Median and range; nothing for a side that was left out of a case."""
+    if spread is None:
+        return ""
     digits = (1 if spread["median"] < 1000 else 0) if digits is None else digits
     return f"{spread['median']:,.{digits}f} ({spread['low']:,.{digits}f} – {spread['high']:,.{digits}f})"
 
 
-def _of_bound(result: Result, case: Result, name: str) -> float:
+def _of_bound(result: Result, case: Result, name: str) -> str:
     """Return the shortest time that a step can take here over the one that it took."""
+    if name not in case["tokens_per_s"]:
+        return ""
     sizes, bounds = result["model"], result["bounds"]
     precision = result["backends"][name]["precision"]
     num_weights = sizes["n_layer"] * 12 * sizes["n_embd"] ** 2 + sizes["vocab_size"] * sizes["n_embd"]
@@ -243,7 +251,7 @@ def _of_bound(result: Result, case: Result, name: str) -> float:
     if precision == "fp32":
         times.append(2 * num_weights * case["batch_size"] / (bounds["fp32_gflop_s"] * 1e9))
     step_s = case["batch_size"] / case["tokens_per_s"][name]["median"]
-    return max(times) / step_s
+    return f"{max(times) / step_s:.0%}"
 
 
 def compare_results(old: Result, new: Result) -> tuple[Table, bool]:

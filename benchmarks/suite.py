@@ -17,7 +17,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends import NEAR_TIE, num_physical_cores
+from benchmarks.backends import num_physical_cores
 from benchmarks.bounds import measure_bounds
 from benchmarks.comparison import Spread, take_turns
 from benchmarks.environment import capture_environment
@@ -39,11 +39,15 @@ from benchmarks.workloads import (
 REFERENCE = "transformers"
 PIPELINE = "transformers_pipeline"
 """Takes texts of one length of output alone."""
+PADDED_LIKE_TRANSFORMERS = (PIPELINE, "optimum")
+FEW_SLOTS = 16  # of hgt_infer, once more beside its most
 MIN_INT8_AGREEMENT = 0.5
 """Of greedy tokens that are the reference's choice after the same text: a fault leaves none. Random weights
 have many near-ties and magnify noise; how good int8 is, trained weights tell (`benchmarks.quality`)."""
 LONG_PROMPT = 900
 STATIC_BATCH_SIZES = (16, 64)
+LARGEST_BATCH_OF_ALL = 16
+"""Beyond it, and for many samples, who pads like transformers is left out: it is within a tenth of it."""
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 8.0
 FIRST_TOKEN_GOAL_S = 0.5
@@ -74,7 +78,7 @@ class Plan:
 
 
 FULL = Plan(
-    rounds={1: 11, 4: 7, 16: 5, 64: 2}, num_tweets=96, num_samples=100, rounds_of_others=1, num_starts=5
+    rounds={1: 11, 4: 10, 16: 6, 64: 2}, num_tweets=96, num_samples=100, rounds_of_others=1, num_starts=5
 )
 QUICK = Plan(rounds={1: 3, 16: 3}, num_tweets=64, num_samples=32, rounds_of_others=1, num_starts=2)
 
@@ -115,11 +119,12 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
                 for name in names
             },
             "agreement": check(sides),
-            "cases": list(_cases(sides, plan)),
-            "serving": _serve(sides, plan),
+            "cases": list(_fixed_lengths(sides, plan)),
         }
         for name, side in sides.items():
             result["backends"][name]["memory_mb"] = side.memory_mb()
+        result["cases"] += _other_cases(sides, plan)
+        result["serving"] = _serve(sides, plan)
     result["first_token_s"] = _cold_starts(checkpoint, folder, names, plan.num_starts)
     return result
 
@@ -154,6 +159,7 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
     """
     result = {}
     for name, side in sides.items():
+        batch_size = 8 if BACKENDS[name].is_static else None
         workloads: list[Workload | MixedWorkload] = [random_prompts(4)]
         if name != PIPELINE:
             workloads.append(tweets().head(16, max_tokens=16))
@@ -161,11 +167,13 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
             margin
             for workload in workloads
             for prompt, token_ids in zip(
-                workload.prompt_token_ids, side.generate(workload, greedy=True, batch_size=8), strict=True
+                workload.prompt_token_ids,
+                side.generate(workload, greedy=True, batch_size=batch_size),
+                strict=True,
             )
             for margin in sides[REFERENCE].margins(prompt, token_ids)
         ]
-        share = sum(margin <= NEAR_TIE for margin in margins) / len(margins)
+        share = sum(margin <= BACKENDS[name].near_tie for margin in margins) / len(margins)
         result[name] = {"share": share, "largest_margin": max(margins)}
         least = MIN_INT8_AGREEMENT if BACKENDS[name].precision == "int8" else 1.0
         if len(margins) != sum(workload.num_tokens for workload in workloads) or share < least:
@@ -173,11 +181,11 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
     return result
 
 
-def _cases(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
+def _fixed_lengths(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
     for batch_size, num_rounds in plan.rounds.items():
         workload = random_prompts(batch_size)
         yield _in_turns(
-            {name: _timer(side, workload) for name, side in sides.items()},
+            {name: _timer(side, workload) for name, side in _of_batch(sides, batch_size)},
             case="fixed",
             batch_size=batch_size,
             num_tokens=workload.num_tokens,
@@ -185,10 +193,13 @@ def _cases(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
             num_rounds=num_rounds,
             is_warm=batch_size > 16,
         )
+
+
+def _other_cases(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
     others = plan.rounds_of_others
     samples = one_prompt(plan.num_samples, num_new_tokens=35)
     yield _in_turns(
-        {name: _timer(side, samples) for name, side in sides.items()},
+        {name: _timer(side, samples) for name, side in _of_batch(sides, samples.batch_size)},
         case="samples",
         num_tokens=samples.num_tokens,
         num_rounds=others,
@@ -203,12 +214,7 @@ def _cases(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
     )
     requests = next(tweets().batches(plan.num_tweets))
     yield _in_turns(
-        {
-            name if size is None else f"{name}, batches of {size}": _timer(
-                sides[name], requests, batch_size=size
-            )
-            for name, size in _ways(sides)
-        },
+        {_way(name, size): _timer(sides[name], requests, batch_size=size) for name, size in _ways(sides)},
         case="tweets",
         num_tokens=requests.num_tokens,
         num_rounds=1,
@@ -216,13 +222,29 @@ def _cases(sides: dict[str, Remote], plan: Plan) -> Iterator[dict[str, Any]]:
     )
 
 
+def _of_batch(sides: dict[str, Remote], batch_size: int) -> Iterator[tuple[str, Remote]]:
+    for name, side in sides.items():
+        if batch_size <= LARGEST_BATCH_OF_ALL or name not in PADDED_LIKE_TRANSFORMERS:
+            yield name, side
+
+
 def _ways(sides: dict[str, Remote]) -> Iterator[tuple[str, int | None]]:
-    """Backends for requests of mixed lengths, with the sizes of static batches where they take only these."""
+    """Backends for requests of mixed lengths, with sizes of static batches, or slots, to be tried."""
     for name in sides:
-        if name in (PIPELINE, "optimum"):
-            continue  # they pad as transformers does
-        sizes: Sequence[int | None] = STATIC_BATCH_SIZES if BACKENDS[name].is_static else (None,)
+        if name in PADDED_LIKE_TRANSFORMERS or (name == "ctranslate2" and "ctranslate2_int8" in sides):
+            continue
+        sizes: Sequence[int | None] = (None,)
+        if BACKENDS[name].is_static:
+            sizes = STATIC_BATCH_SIZES
+        elif name.startswith("hgt_infer"):
+            sizes = (None, FEW_SLOTS)
         yield from ((name, size) for size in sizes)
+
+
+def _way(name: str, size: int | None) -> str:
+    if size is None:
+        return name
+    return f"{name}, batches of {size}" if BACKENDS[name].is_static else f"{name}, {size} slots"
 
 
 def _timer(
@@ -273,8 +295,8 @@ def _serve(sides: dict[str, Remote], plan: Plan) -> list[dict[str, Any]]:
         requests = next(tweets().batches(min(plan.num_tweets, math.ceil(rate * SERVED_SECONDS))))
         at = arrivals(requests, rate=rate)
         for name in sides:
-            if name in (PIPELINE, "optimum", "ctranslate2"):
-                continue  # static batches as transformers' or ctranslate2_int8's
+            if name in (*PADDED_LIKE_TRANSFORMERS, "ctranslate2") or name.startswith("llama_cpp"):
+                continue  # as transformers' or ctranslate2_int8's batches; llama.cpp has a server of its own
             _say(f"serving {rate:g} requests a second: {name}")
             served = sides[name].serve(requests, at, batch_size=16)
             first = sorted(times.first_token_s for times in served)

@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Remote:
     def generate(
         self, workload: Workload | MixedWorkload, *, greedy: bool = False, batch_size: int | None = None
     ) -> TokenIds:
-        """See Backend; batch_size is that of static batches, where the backend has nothing better."""
+        """See Backend; batch_size is that of static batches, or how many slots hgt_infer has."""
         return [tuple(ids) for ids in self._run(workload, greedy, batch_size)["token_ids"]]
 
     def seconds(self, workload: Workload | MixedWorkload, *, batch_size: int | None = None) -> float:
@@ -162,12 +163,24 @@ def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
     workload = _workload(request)
     if request["do"] == "serve":
         return {"served": serve(backend, workload, request["at"], batch_size=request["batch_size"])}
-    side = backend
-    if isinstance(workload, MixedWorkload) and hasattr(backend, "generate_padded"):
-        side = StaticBatches(backend.generate_padded, request["batch_size"])
-    start = time.perf_counter()
-    token_ids = side.generate(workload, greedy=request["greedy"])
-    return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
+    with _side(backend, workload, request["batch_size"]) as side:
+        start = time.perf_counter()
+        token_ids = side.generate(workload, greedy=request["greedy"])
+        return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
+
+
+@contextmanager
+def _side(backend: Any, workload: Any, batch_size: int | None) -> Iterator[Any]:
+    """The backend as it takes a workload: in static batches, or with fewer slots than it has."""
+    if batch_size is None or isinstance(workload, Workload):
+        yield backend
+    elif hasattr(backend, "generate_padded"):
+        yield StaticBatches(backend.generate_padded, batch_size)
+    elif hasattr(backend, "with_slots"):
+        with closing(backend.with_slots(batch_size)) as side:
+            yield side
+    else:
+        yield backend
 
 
 def _workload(request: dict[str, Any]) -> Any:

@@ -170,6 +170,18 @@ def tweets() -> MixedWorkload:
     return workload
 
 
+def offline(num_requests: int) -> MixedWorkload:
+    """The tweets workload as often as it takes."""
+    workload, times = tweets(), -(-num_requests // NUM_TWEETS)
+    repeated = replace(
+        workload,
+        prompts=workload.prompts * times,
+        prompt_token_ids=workload.prompt_token_ids * times,
+        lengths=workload.lengths * times,
+    )
+    return repeated.part(0, num_requests)
+
+
 def tweet_length(quantile: float) -> int:
     """The whole tokens at a quantile in [0, 1) of TWEET_LENGTHS, linear between its points."""
     for (low, shorter), (high, longer) in pairwise(TWEET_LENGTHS):

@@ -18,13 +18,22 @@ from benchmarks.__main__ import main
 from benchmarks.backends import TokenIds
 from benchmarks.bounds import measure_bounds
 from benchmarks.comparison import Spread
+from benchmarks.offline import run_offline
 from benchmarks.peers import Entry
 from benchmarks.quality import measure_quality
 from benchmarks.report import compare_results, insert_report, read_result, write_report
 from benchmarks.serving import serve
 from benchmarks.suite import Plan, check, run
 from benchmarks.worker import Remote, WorkerError
-from benchmarks.workloads import MixedWorkload, Workload, arrivals, long_prompt, one_prompt, tweets
+from benchmarks.workloads import (
+    MixedWorkload,
+    Workload,
+    arrivals,
+    long_prompt,
+    one_prompt,
+    tweets,
+    write_checkpoint,
+)
 
 CONFIG = GPT2Config(
     n_layer=2, n_embd=64, n_head=2, vocab_size=400, n_positions=1024, initializer_range=0.3,
@@ -63,7 +72,7 @@ def test_every_case_has_every_backend_and_its_rounds(result: dict[str, Any]) -> 
     assert list(cases["fixed", 4]["seconds"]) == NAMES
     assert {len(seconds) for seconds in cases["fixed", 4]["seconds"].values()} == {2}
     assert list(cases["tweets", None]["seconds"]) == [
-        *("hgt_infer", "hgt_infer_int8"),
+        *("hgt_infer", "hgt_infer, 16 slots", "hgt_infer_int8", "hgt_infer_int8, 16 slots"),
         *("transformers, batches of 16", "transformers, batches of 64"),
     ]
     for case in cases.values():
@@ -91,7 +100,7 @@ def test_the_report_has_a_row_for_each_backend_and_needs_nothing_else(
     for picture in re.findall(r"!\[.+\]\((.+)\)", page):
         assert (tmp_path / "pages" / picture).read_bytes().startswith(b"\x89PNG")
     html = (tmp_path / "pages" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 3
+    assert html.count("data:image/png;base64,") == 4
     assert "http" not in html
     assert read_result(tmp_path / "pages" / "result.json") == result
 
@@ -142,7 +151,7 @@ class Side:
     def __init__(self, margin: float, num_missing: int = 0) -> None:
         self.margin, self.num_missing = margin, num_missing
 
-    def generate(self, workload: Workload, *, greedy: bool, batch_size: int) -> TokenIds:
+    def generate(self, workload: Workload, *, greedy: bool, batch_size: int | None) -> TokenIds:
         assert greedy
         return [(int(1000 * self.margin),) * (length - self.num_missing) for length in workload.lengths]
 
@@ -169,6 +178,35 @@ def test_a_backend_that_fails_is_named_with_what_it_printed(folder: Path, tmp_pa
         side.generate(replace(one_prompt(1, num_new_tokens=1), temperature=-1.0))
     assert len(side.generate(one_prompt(2, num_new_tokens=3))) == 2  # it lives on
     side.close()
+
+
+def test_llama_cpp_chooses_the_reference_s_tokens(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    checkpoint = write_checkpoint(folder / "small", CONFIG)
+    names = ["transformers", "llama_cpp", "llama_cpp_q8_0"]
+    sides = {name: Remote(name, checkpoint, tmp_path / name) for name in names}
+    try:
+        agreement = check(sides)
+        lengths = [*map(len, sides["llama_cpp"].generate(tweets().part(0, 70)))]
+        samples = sides["llama_cpp"].generate(one_prompt(3, num_new_tokens=20))
+    finally:
+        for side in sides.values():
+            side.close()
+    assert agreement["llama_cpp"]["share"] == 1
+    assert agreement["llama_cpp_q8_0"]["share"] > 0.5
+    assert lengths == [*tweets().lengths[:70]]  # more than run at once
+    assert len(set(samples)) == 3
+
+
+def test_many_prompts_go_through_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_offline("hgt_infer_int8", 300, tmp_path, config=CONFIG)
+    assert result["num_tokens"] == tweets().num_tokens + sum(tweets().lengths[:44])
+    assert result["tokens_per_s"] == result["num_tokens"] / result["seconds"]
+    assert all(memory["resident"] > 10 for memory in result["memory_mb"].values())
+    assert main(["offline", "--backend", "transformers"]) == 2
+    assert "transformers is not installed here, or takes no requests" in capsys.readouterr().err
+    assert main(["offline", "--prompts", "0"]) == 2
 
 
 def test_backends_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
