@@ -60,12 +60,12 @@ clean:  ## remove what was built and cached; .venv stays
 
 $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing everything into $(VENV)"
-	@$(PIP) --editable '.[train,fetch,trackers,bench,dev]'
+	@$(PIP) --editable '.[serve,train,fetch,trackers,bench,dev]'
 	@touch $(INSTALLED_TRAIN) $@
 
 $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@echo "installing the CUDA libraries into $(VENV)"
-	@$(PIP) --editable '.[train,fetch,trackers,bench,dev,cuda]'
+	@$(PIP) --editable '.[serve,train,fetch,trackers,bench,dev,cuda]'
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)

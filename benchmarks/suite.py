@@ -78,7 +78,7 @@ class Plan:
 
 
 FULL = Plan(
-    rounds={1: 11, 4: 10, 16: 6, 64: 2}, num_tweets=96, num_samples=100, rounds_of_others=1, num_starts=5
+    rounds={1: 11, 4: 10, 16: 5, 64: 2}, num_tweets=96, num_samples=100, rounds_of_others=1, num_starts=5
 )
 QUICK = Plan(rounds={1: 3, 16: 3}, num_tweets=64, num_samples=32, rounds_of_others=1, num_starts=2)
 
@@ -306,15 +306,15 @@ def _serve(sides: dict[str, Remote], plan: Plan) -> list[dict[str, Any]]:
                     "backend": name,
                     "rate": rate,
                     "num_requests": len(served),
-                    "first_token_s": _percentiles(first),
-                    "end_s": _percentiles(whole),
+                    "first_token_s": percentiles(first),
+                    "end_s": percentiles(whole),
                     "goodput": sum(value <= FIRST_TOKEN_GOAL_S for value in first) / len(first),
                 }
             )
     return results
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
+def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p90, p99 of sorted values, by the nearest rank."""
     return {f"p{p}": values[max(0, math.ceil(p / 100 * len(values)) - 1)] for p in (50, 90, 99)}
 

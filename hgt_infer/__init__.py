@@ -14,7 +14,7 @@ from hgt_infer.errors import (
 from hgt_infer.generator import Generator
 from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score, TokenLogprobs
 from hgt_infer.sampling_params import SamplingParams
-from hgt_infer.stats import Percentiles, Stats
+from hgt_infer.stats import Histogram, Percentiles, Stats
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "GenerationOutput",
     "Generator",
     "HgtInferError",
+    "Histogram",
     "ModelFormatError",
     "ModelNotFoundError",
     "ParameterError",

@@ -1,134 +1,321 @@
-"""The hgt-infer command: generate text, score it, export a checkpoint, describe an artifact."""
+"""The hgt-infer command: generate text, score it, serve it, export a checkpoint, describe what is there."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
-from hgt_infer.artifact import read_artifact, verify_hashes
+import typer
+
+from hgt_infer.artifact import CONFIG_FILE, read_artifact, verify_hashes
 from hgt_infer.errors import HgtInferError, ParameterError
 from hgt_infer.generator import Generator
+from hgt_infer.outputs import GenerationOutput
 from hgt_infer.sampling_params import SamplingParams
+
+API_KEYS = "HGT_INFER_API_KEYS"
+
+app = typer.Typer(
+    name="hgt-infer", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+ModelArgument = Annotated[str, typer.Argument(help="Hub id, checkpoint folder or artifact folder.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto; fp32 or int8 on a CPU, fp16 on CUDA.")]
+SlotsOption = Annotated[
+    int | None,
+    typer.Option(help="Sequences at once on a device. [default: what suits it]", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+OWN = "[default: the checkpoint's, else off]"
+"""Of a setting of sampling."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 2 with one line on stderr for a known error."""
-    parsed = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, format="%(message)s")
+    """Run the command and return its exit status.
+
+    0; 1 where a service ended because an engine died; 2, with one line on stderr, for a known error or a
+    wrong use; 130 where it was interrupted.
+    """
     try:
-        parsed.run(parsed)
+        status = app(arguments, prog_name="hgt-infer", standalone_mode=False)
     except HgtInferError as error:
-        print(f"hgt-infer: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return _complain(str(error))
+    except typer.TyperException as error:  # a wrong use
+        # Where there is no message, it was asked for nothing and has shown its help.
+        return _complain(error.format_message()) if error.format_message() else error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return status if isinstance(status, int) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hgt-infer", description=__doc__)
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded and where it runs")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    generate = commands.add_parser("generate", help="sample texts for prompts")
-    generate.set_defaults(run=_generate)
-    generate.add_argument("model", help="hub id, checkpoint folder or artifact folder")
-    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
-    generate.add_argument("-n", type=int, default=1, help="samples of each prompt (default 1)")
-    for name, kind in [
-        ("max-tokens", int),
-        ("min-tokens", int),
-        ("temperature", float),
-        ("top-k", int),
-        ("top-p", float),
-        ("min-p", float),
-        ("typical-p", float),
-        ("repetition-penalty", float),
-        ("presence-penalty", float),
-        ("frequency-penalty", float),
-        ("no-repeat-ngram-size", int),
-        ("seed", int),
-    ]:
-        generate.add_argument(f"--{name}", type=kind, help="default: the checkpoint's, else off")
-    generate.add_argument(
-        "--stop", action="append", metavar="TEXT", help="end a sample here; may be repeated"
-    )
-    generate.add_argument(
-        "--stream", action="store_true", help="print the text as it comes: one prompt, -n 1"
-    )
-    generate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    generate.add_argument("--num-slots", type=int, help="sequences at once (default: what suits the device)")
-
-    score = commands.add_parser("score", help="print each text's perplexity, tokens and log-probability")
-    score.set_defaults(run=_score)
-    score.add_argument("model", help="hub id, checkpoint folder or artifact folder")
-    score.add_argument("texts", nargs="+", metavar="TEXT")
-    score.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-
-    export = commands.add_parser("export", help="write an artifact folder from a checkpoint folder")
-    export.set_defaults(run=_export)
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("output", type=Path)
-    export.add_argument(
-        "--precision", default="fp32", help="fp32 or int8 for a CPU, fp16 for CUDA (default fp32)"
-    )
-    export.add_argument("--force", action="store_true", help="replace an existing artifact")
-
-    info = commands.add_parser("info", help="describe an artifact folder and check its hashes")
-    info.set_defaults(run=_info)
-    info.add_argument("artifact", type=Path)
-    return parser
+def _complain(message: str) -> int:
+    print(f"hgt-infer: {message}", file=sys.stderr)
+    return 2
 
 
-def _generate(parsed: argparse.Namespace) -> None:
-    given = vars(parsed)
+@app.callback()
+def _start(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is loaded and where it runs.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to go on from; none: the lines of standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with a prompt in each line.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Samples of each prompt.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
+    min_tokens: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    top_k: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    min_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    typical_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes samples repeatable.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End a sample here; may be repeated.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the text as it comes: one prompt, -n 1.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each sample, for programs.")
+    ] = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    num_slots: SlotsOption = None,
+) -> None:
+    """Sample texts for prompts."""
+    given: dict[str, Any] = {**locals(), "stop": stop or None}
     names = [field.name for field in dataclasses.fields(SamplingParams) if field.name in given]
     params = SamplingParams(**{name: given[name] for name in names})
-    if parsed.stream and (len(parsed.prompts) > 1 or params.n > 1):
-        raise ParameterError("--stream takes one prompt and -n 1")
-    num_slots = "auto" if parsed.num_slots is None else parsed.num_slots
-    with Generator(parsed.model, device=parsed.device, num_slots=num_slots) as generator:
-        if parsed.stream:
-            print(parsed.prompts[0], end="")
-            for delta in generator.stream(parsed.prompts, params):
+    if prompts and file is not None:
+        raise ParameterError("prompts come as arguments or out of --file, not both")
+    if stream and (len(prompts or ()) != 1 or params.n > 1 or as_json):
+        raise ParameterError("--stream takes one prompt and -n 1, without --json")
+    with ExitStack() as stack:
+        texts: Iterable[str] = prompts or stack.enter_context(_lines(file))
+        generator = stack.enter_context(_open(model, device, precision, num_slots))
+        if stream:
+            print(next(iter(texts)), end="")
+            for delta in generator.stream([*texts], params):
                 print(delta.text, end="", flush=True)
             print()
             return
-        for output in generator.generate(parsed.prompts, params, progress=sys.stderr.isatty()):
-            for completion in output.completions:
-                print(output.prompt + completion.text)
+        for output in generator.generate_iterable(texts, params, progress=sys.stderr.isatty()):
+            for line in _lines_of(output, as_json):
+                print(line, flush=True)
 
 
-def _score(parsed: argparse.Namespace) -> None:
-    with Generator(parsed.model, device=parsed.device) as generator:
-        for score in generator.score(parsed.texts, progress=sys.stderr.isatty()):
-            num_tokens = sum(logprob is not None for logprob in score.logprobs)
-            print(f"{score.perplexity:10.2f} {num_tokens:6d} {score.logprob:12.4f}  {score.text!r:.80}")
+@contextmanager
+def _lines(path: Path | None) -> Iterator[Iterator[str]]:
+    """The lines of a file, or of standard input, without their ends; empty ones are left out."""
+    try:
+        file = sys.stdin if path is None else path.open(encoding="utf-8")
+    except OSError as error:
+        raise ParameterError(f"--file {path}: {error.strerror}") from error
+    try:
+        yield filter(None, (line.rstrip("\r\n") for line in file))
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"prompts must be UTF-8: {error.reason}") from error
+    finally:
+        if path is not None:
+            file.close()
 
 
-def _export(parsed: argparse.Namespace) -> None:
+def _lines_of(output: GenerationOutput, as_json: bool) -> Iterator[str]:
+    for completion in output.completions:
+        if not as_json:
+            yield output.prompt + completion.text
+            continue
+        record = {
+            "prompt": output.prompt,
+            "index": completion.index,
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "num_tokens": len(completion.token_ids),
+            "seed": output.seed,
+        }
+        yield json.dumps(record, ensure_ascii=False)
+
+
+@app.command()
+def score(
+    model: ModelArgument,
+    texts: Annotated[list[str], typer.Argument(help="Texts to score.")],
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Print each text's perplexity, tokens and log-probability."""
+    with _open(model, device, precision, None) as generator:
+        for result in generator.score(texts, progress=sys.stderr.isatty()):
+            num_tokens = sum(logprob is not None for logprob in result.logprobs)
+            if as_json:
+                record = {
+                    "text": result.text,
+                    "perplexity": result.perplexity,
+                    "num_tokens": num_tokens,
+                    "logprob": result.logprob,
+                }
+                print(json.dumps(record, ensure_ascii=False))
+            else:
+                print(
+                    f"{result.perplexity:10.2f} {num_tokens:6d} {result.logprob:12.4f}  {result.text!r:.80}"
+                )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    output: Annotated[Path, typer.Argument(help="Artifact folder to write.")],
+    precision: Annotated[str, typer.Option(help="fp32 or int8 for a CPU, fp16 for CUDA.")] = "fp32",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an artifact folder from a checkpoint folder."""
     from hgt_infer.export import export_checkpoint, installed_references
 
     artifact = export_checkpoint(
-        parsed.checkpoint,
-        parsed.output,
-        precision=parsed.precision,
-        force=parsed.force,
-        references=installed_references(),
+        checkpoint, output, precision=precision, force=force, references=installed_references()
     )
-    print(artifact.path)
+    print(
+        json.dumps({"path": str(artifact.path), "precision": artifact.precision})
+        if as_json
+        else artifact.path
+    )
 
 
-def _info(parsed: argparse.Namespace) -> None:
-    artifact = read_artifact(parsed.artifact)
-    verify_hashes(artifact)
-    described = {
-        "path": artifact.path,
-        "precision": artifact.precision,
-        **dataclasses.asdict(artifact.config),
-        **dataclasses.asdict(artifact.generation_defaults),
+@app.command()
+def info(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")], as_json: JsonOption = False
+) -> None:
+    """Describe an artifact folder, and check its hashes."""
+    found = read_artifact(artifact)
+    verify_hashes(found)
+    files = json.loads((found.path / CONFIG_FILE).read_text(encoding="utf-8"))["files"]
+    described: dict[str, Any] = {
+        "path": str(found.path),
+        "precision": found.precision,
+        **dataclasses.asdict(found.config),
+        **dataclasses.asdict(found.generation_defaults),
+        "files": files,
     }
-    for name, value in described.items():
+    if as_json:
+        print(json.dumps(described))
+        return
+    del described["files"]
+    _print_fields(described)
+    for name, entry in files.items():
+        print(f"{name:24} {entry['size_bytes']:>14,} bytes  sha256 {entry['sha256']}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> int:
+    """Tell which devices and libraries are here, and what is missing; status 1 where nothing can run."""
+    from hgt_infer.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.state:8} {finding.name:24} {finding.what}")
+    return 1 if any(finding.state == "broken" for finding in findings) else 0
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]MODEL…", help="Hub id, checkpoint or artifact folder, under a name of one's own."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    grace: Annotated[
+        int, typer.Option(min=0, help="Seconds that running requests have to end after a signal.")
+    ] = 30,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest body of a request.")] = 1 << 20,
+    max_tokens_per_request: Annotated[
+        int, typer.Option(min=1, help="Most prompts · samples · max_tokens.")
+    ] = 65_536,
+    max_concurrent_requests: Annotated[
+        int, typer.Option(min=1, help="More are told to try again later.")
+    ] = 1_024,
+    max_queued_sequences: Annotated[int, typer.Option(help="That wait for a slot, per model.")] = 4_096,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    num_slots: SlotsOption = None,
+) -> int:
+    """Serve models over HTTP as OpenAI does, with a page to try them at /.
+
+    API keys, where requests need one, are in the environment: HGT_INFER_API_KEYS, separated by commas.
+    """
+    try:
+        from hgt_infer.server import Limits
+        from hgt_infer.server import serve as run
+    except ModuleNotFoundError as error:
+        raise ParameterError(f"{error.name} is missing: pip install 'hgt-infer[serve]'") from error
+    logging.getLogger("hgt_infer").setLevel(logging.INFO)
+    keys = [key for key in os.environ.get(API_KEYS, "").split(",") if key]
+    with ExitStack() as stack:
+        generators: dict[str, Generator] = {}
+        for name, path in map(_named, model):
+            if name in generators:
+                raise ParameterError(f"two models are called {name}: give one another name, NAME=MODEL")
+            generator = _open(path, device, precision, num_slots, max_queued_sequences=max_queued_sequences)
+            generators[name] = stack.enter_context(generator)
+            generator.warmup()
+        return run(
+            generators,
+            host=host,
+            port=port,
+            grace_s=grace,
+            api_keys=keys,
+            limits=Limits(
+                max_body_bytes=max_body_bytes,
+                max_tokens_per_request=max_tokens_per_request,
+                max_concurrent_requests=max_concurrent_requests,
+            ),
+        )
+
+
+def _named(given: str) -> tuple[str, str]:
+    """NAME=MODEL, or a model by the last part of its path or id."""
+    name, separator, path = given.partition("=")
+    if separator:
+        return name, path
+    return Path(given).name or Path(given).resolve().name, given
+
+
+def _open(model: str, device: str, precision: str, num_slots: int | None, **settings: Any) -> Generator:
+    slots = "auto" if num_slots is None else num_slots
+    return Generator(model, device=device, precision=precision, num_slots=slots, **settings)
+
+
+def _print_fields(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
         print(f"{name:20} {value!r}" if isinstance(value, str) else f"{name:20} {value}")

@@ -17,7 +17,7 @@ from hgt_infer.errors import EngineError, QueueFullError
 from hgt_infer.outputs import Delta
 from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.sequence import Request, Sequence
-from hgt_infer.stats import Statistics, Stats
+from hgt_infer.stats import Histogram, Statistics, Stats
 
 logger = logging.getLogger(__name__)
 
@@ -303,6 +303,20 @@ class Engine:
         self._check_process()
         num_running = sum(lane.scheduler.num_running for lane in self._lanes)
         return self._statistics.snapshot(running=num_running, waiting=self._line.num_waiting)
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Of the same times, since the start."""
+        return self._statistics.histograms()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes sequences: nothing failed, and nobody closed it."""
+        return self._end is None
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that can run at once, on all devices."""
+        return sum(lane.scheduler.num_slots for lane in self._lanes)
 
     def close(self) -> None:
         """End the engine's threads, after the runs that they are in. Whoever waits gets an EngineError."""

@@ -27,7 +27,7 @@ from hgt_infer.prompts import Params, PromptReader, checked_params
 from hgt_infer.sampling_params import SamplingParams, check_bool, check_int, shown
 from hgt_infer.scoring import score_texts
 from hgt_infer.sequence import Sequence
-from hgt_infer.stats import Stats
+from hgt_infer.stats import Histogram, Stats
 from hgt_infer.tokenizer import Tokenizer, clean_up_tokenization
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class Generator:
         if max_length is not None:
             check_int("max_length", max_length, 2, n_positions)
         self._max_length = max_length or n_positions
+        self._name, self._precision = os.fspath(model), artifact.precision
+        self._device_names = [one.name for one in devices]
         self._tokenizer = Tokenizer(artifact.tokenizer_path)
         self._reader = PromptReader(
             self._tokenizer,
@@ -138,9 +140,16 @@ class Generator:
             steps_per_sync=steps_per_sync,
         )
         # Enough to refill every slot at once while the calling thread takes what has ended.
-        self._max_in_flight = 4 * sum(lane.scheduler.num_slots for lane in lanes)
         self._engine = Engine(lanes, max_queued_sequences=max_queued_sequences)
+        self._max_in_flight = 4 * self._engine.num_slots
         self._finalizer = weakref.finalize(self, self._engine.close)
+
+    def __repr__(self) -> str:
+        state = "" if self.is_alive else ", closed"
+        return (
+            f"Generator({self._name!r}, device={self._device_names}, precision={self._precision!r}, "
+            f"num_slots={self.num_slots}, max_length={self._max_length}{state})"
+        )
 
     def __call__(
         self,
@@ -381,6 +390,36 @@ class Generator:
     def stats(self) -> Stats:
         """Return counts and times since the generator was made: see Stats."""
         return self._engine.stats()
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Return the times behind Stats' percentiles: `time_to_first_token` and `inter_token`."""
+        return self._engine.histograms()
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that run at once, on all devices."""
+        return self._engine.num_slots
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests: its device has not failed, and nobody has closed it."""
+        return self._engine.is_alive
+
+    def encode(self, prompts: str | Seq[str]) -> list[tuple[int, ...]]:
+        """Return the token ids of prompts as the model gets them, the checkpoint's prefix included.
+
+        Raises:
+            PromptError, ParameterError: see generate.
+        """
+        return [group.token_ids for group in self._reader.groups(prompts, None)]
+
+    def decode(self, token_ids: Seq[int]) -> str:
+        """Return the text of token ids, special tokens included; what is no whole character is U+FFFD.
+
+        Raises:
+            ParameterError: an id that is not within 0 … 2**32 - 1; one that the vocabulary lacks has no text.
+        """
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def close(self) -> None:
         """End the generator. Whoever waits for it, or calls it later, gets an EngineError."""

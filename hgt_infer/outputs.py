@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -64,6 +65,19 @@ class GenerationOutput:
     completions: tuple[Completion, ...]
     seed: int
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the prompt, and a row for each sample."""
+        rows = "".join(
+            f"<tr><td>{sample.index}</td>"
+            f"<td style='text-align: left; white-space: pre-wrap'>{html.escape(sample.text)}</td>"
+            f"<td>{len(sample.token_ids)}</td><td>{sample.finish_reason}</td></tr>"
+            for sample in self.completions
+        )
+        return (
+            f"<table><caption>{html.escape(self.prompt)} (seed {self.seed})</caption>"
+            f"<tr><th></th><th>text</th><th>tokens</th><th>ended by</th></tr>{rows}</table>"
+        )
 
 
 class Delta(NamedTuple):

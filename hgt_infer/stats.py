@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from itertools import accumulate
 
 _MIN_S = 1e-5
 _MAX_S = 1e3
 _RATIO = 1.05**2  # of a bucket's ends; 5 % lie between its geometric middle and either
 _LOG_RATIO = math.log(_RATIO)
 _NUM_BUCKETS = math.ceil(math.log(_MAX_S / _MIN_S) / _LOG_RATIO)
+_BUCKETS_PER_BOUND = 8  # of a Histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,22 @@ class Stats:
     inter_token_s: Percentiles | None
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many times did not exceed each of some bounds.
+
+    Attributes:
+        cumulative: (bound in seconds, how many times are at most that), bounds ascending, from 10 µs to
+            1,000 s, each 2.2 times the one before.
+        count: of all times.
+        sum_s: their sum in seconds.
+    """
+
+    cumulative: tuple[tuple[float, int], ...]
+    count: int
+    sum_s: float
+
+
 class Statistics:
     """Counts what `Stats` reports, in constant memory.
 
@@ -95,6 +113,7 @@ class Statistics:
         self._rows_while_waiting = self._slots_while_waiting = 0
         self._first_token_counts = [0] * _NUM_BUCKETS
         self._inter_token_counts = [0] * _NUM_BUCKETS
+        self._first_token_sum_s = self._inter_token_sum_s = 0.0
 
     def record_prefill(self, seconds: float, num_tokens: int) -> None:
         """A run computed num_tokens tokens of prompts and sampled none."""
@@ -134,6 +153,7 @@ class Statistics:
         with self._lock:
             self._generated_tokens += 1
             self._first_token_counts[bucket] += 1
+            self._first_token_sum_s += seconds
 
     def record_tokens(self, gap_s: float, count: int) -> None:
         """`count` sequences got a token each that is not their first, gap_s after the one before."""
@@ -141,6 +161,7 @@ class Statistics:
         with self._lock:
             self._generated_tokens += count
             self._inter_token_counts[bucket] += count
+            self._inter_token_sum_s += gap_s * count
 
     def record_finished(self, count: int) -> None:
         """`count` sequences ended by themselves."""
@@ -187,12 +208,29 @@ class Statistics:
                 inter_token_s=_percentiles(self._inter_token_counts),
             )
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Return those of time_to_first_token and inter_token."""
+        with self._lock:
+            return {
+                "time_to_first_token": _histogram(self._first_token_counts, self._first_token_sum_s),
+                "inter_token": _histogram(self._inter_token_counts, self._inter_token_sum_s),
+            }
+
 
 def _bucket(seconds: float) -> int:
     """Which bucket a time is in: bucket i is from _MIN_S · _RATIO^i to _MIN_S · _RATIO^(i+1)."""
     if seconds <= _MIN_S:
         return 0
     return min(int(math.log(seconds / _MIN_S) / _LOG_RATIO), _NUM_BUCKETS - 1)
+
+
+def _histogram(counts: list[int], sum_s: float) -> Histogram:
+    sums = [*accumulate(counts)]
+    cumulative = [
+        (_MIN_S * _RATIO ** (bucket + 1), sums[bucket])
+        for bucket in range(_BUCKETS_PER_BOUND - 1, _NUM_BUCKETS, _BUCKETS_PER_BOUND)
+    ]
+    return Histogram(tuple(cumulative), sums[-1], sum_s)
 
 
 def _percentiles(counts: list[int]) -> Percentiles | None:

@@ -50,7 +50,8 @@ ALLOWED = {
     "tokenizer": {"tokenizers"},
     "loading": {"filelock", "huggingface_hub"},
     "generator": {"tqdm"},
-    "cli": set(),
+    "cli": {"typer"},
+    "doctor": set(),
 }
 
 

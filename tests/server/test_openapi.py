@@ -1,0 +1,46 @@
+"""The service against its own OpenAPI document, by requests that are made from it."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import CHECKS
+
+from hgt_infer import Generator
+from hgt_infer.server import Limits, create_app
+
+ROUTES = [
+    *("POST /v1/completions", "GET /v1/models", "GET /v1/models/{model}"),
+    *("GET /health", "GET /health/live", "GET /health/ready", "GET /metrics"),
+]
+NOT_CHECKED = "positive_data_acceptance"
+"""What the document allows may still ask for too much, or for a model that is not there."""
+
+
+@pytest.fixture(scope="module")
+def api(generator: Generator) -> schemathesis.BaseSchema:
+    app = create_app({"goose": generator}, limits=Limits(max_tokens_per_request=64))
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.filterwarnings("ignore")
+def test_answers_are_what_the_document_says(api: schemathesis.BaseSchema, route: str) -> None:
+    method, path = route.split()
+    excluded = [check for check in CHECKS.get_all() if check.__name__ == NOT_CHECKED]
+    assert excluded
+
+    @given(case=api[path][method].as_strategy())
+    @settings(max_examples=50, suppress_health_check=list(HealthCheck), database=None)
+    def check(case: schemathesis.Case) -> None:
+        case.call_and_validate(excluded_checks=excluded)
+
+    check()
+
+
+def test_the_document_has_every_route(generator: Generator) -> None:
+    paths = create_app({"goose": generator}).openapi()["paths"]
+    routes = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+    assert sorted(routes) == sorted(ROUTES)
+    assert "422" not in paths["/v1/completions"]["post"]["responses"]
