@@ -13,7 +13,7 @@ ENV PATH=/opt/hgt_infer/bin:$PATH
 FROM source AS build-cpu
 # onnxruntime-gpu runs on a CPU too, with 0.4 GB of CUDA providers that it does not need there.
 RUN pip install --no-cache-dir --constraint constraints.txt '.[serve]' \
-    && version="$(pip show onnxruntime-gpu | sed -n 's/^Version: //p')" \
+    && version="$(python -c 'import onnxruntime; print(onnxruntime.__version__)')" \
     && pip uninstall --yes onnxruntime-gpu \
     && pip install --no-cache-dir --no-deps "onnxruntime==${version}"
 

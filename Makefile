@@ -16,14 +16,14 @@ INSTALLED_CUDA := $(VENV)/installed-cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo lint format bench bench-report gpu-check clean
+.PHONY: help install test browser demo lint format bench bench-report gpu-check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: $(INSTALLED_ALL)  ## set up .venv with everything
 
-test: lint  ## lint, types, and the tests with coverage
+test: lint browser  ## lint, types, and the tests with coverage
 	@$(PYTHON) -m pytest --cov -m "not slow"
 
 demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
@@ -31,10 +31,16 @@ demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GP
 		--base $(BASE) --seed $(SEED) --output build/demo/checkpoint --force
 	@$(PYTHON) -m benchmarks.demo build/demo/checkpoint
 
+browser:  ## Chromium for the tests of the page, where root can install it; else they are skipped
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+		|| { echo "installing Chromium" && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+		|| echo "no Chromium: the tests of the page are skipped"
+
 lint: $(INSTALLED_ALL)  ## ruff and mypy
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy
+	@$(VENV)/bin/hadolint Dockerfile
 
 format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 	@$(PYTHON) -m ruff check --fix
@@ -60,12 +66,12 @@ clean:  ## remove what was built and cached; .venv stays
 
 $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing everything into $(VENV)"
-	@$(PIP) --editable '.[serve,train,fetch,trackers,bench,dev]'
+	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev]'
 	@touch $(INSTALLED_TRAIN) $@
 
 $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@echo "installing the CUDA libraries into $(VENV)"
-	@$(PIP) --editable '.[serve,train,fetch,trackers,bench,dev,cuda]'
+	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev,cuda]'
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)

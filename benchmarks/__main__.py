@@ -35,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     offline.add_argument(
         "--prompts", type=int, default=10_000, metavar="N", help="default: %(default)s, 7 minutes on 2 cores"
     )
+    service = commands.add_parser("service", help="load and abuse `hgt-infer serve`")
+    service.add_argument("--backend", default="hgt_infer_int8", metavar="NAME", help="default: %(default)s")
+    service.add_argument("--small", action="store_true", help="a model of 0.1 million parameters")
+    service.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    service.add_argument("--abuse", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
     parsed = parser.parse_args(arguments)
     try:
         return {
@@ -43,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             "compare": _compare,
             "quality": _quality,
             "offline": _offline,
+            "service": _service,
         }[parsed.command](parsed)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -108,6 +114,19 @@ def _offline(parsed: argparse.Namespace) -> int:
     if parsed.prompts < 1:
         raise ValueError(f"--prompts is at least 1; got {parsed.prompts}")
     print(json.dumps(run_offline(parsed.backend, parsed.prompts, RESULTS), indent=2))
+    return 0
+
+
+def _service(parsed: argparse.Namespace) -> int:
+    from benchmarks.service import run_service
+    from benchmarks.workloads import gpt2_small
+
+    config = gpt2_small() if parsed.small else None
+    folder = RESULTS / "small" if parsed.small else RESULTS
+    result = run_service(
+        folder, name=parsed.backend, num_rounds=parsed.rounds, abuse_s=parsed.abuse, config=config
+    )
+    print(json.dumps(result, indent=2))
     return 0
 
 

@@ -62,7 +62,7 @@ def draw_agreement(
     for name, style in _styles([*agreement]).items():
         rate, share = case["tokens_per_s"][name]["median"], 100 * agreement[name]["share"]
         axes.plot([rate], [share], label=name, markersize=9, **style | {"linestyle": ""})
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     axes.set_ylim(0, 105)
     _save(figure, axes, path)
 

@@ -165,8 +165,15 @@ def abuse(service: Service, *, num_clients: int, seconds: float) -> dict[str, An
 
 async def _abuse(service: Service, body: dict[str, Any], num_clients: int, seconds: float) -> dict[str, Any]:
     rng = random.Random(0)
-    good = Client(service.host, service.port)
-    expected = (await good.stream(body)).text
+
+    async def ask_once() -> str:
+        client = Client(service.host, service.port)
+        try:
+            return (await client.stream(body)).text
+        finally:
+            client.close()
+
+    expected = await ask_once()
     before = {"memory_mb": service.memory_mb(), "num_files": service.num_files()}
     end = time.perf_counter() + seconds
     counts = {"good": 0, "wrong": 0, "bad": 0}
@@ -208,9 +215,8 @@ async def _abuse(service: Service, body: dict[str, Any], num_clients: int, secon
 
     await asyncio.gather(*(mean_well() for _ in range(8)), *(misbehave() for _ in range(num_clients - 8)))
     await asyncio.sleep(2.0)
-    again = (await good.stream(body)).text
+    again = await ask_once()
     after = {"memory_mb": service.memory_mb(), "num_files": service.num_files()}
-    good.close()
     return {**counts, "is_same_text_after": again == expected, "before": before, "after": after}
 
 

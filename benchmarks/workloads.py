@@ -205,6 +205,14 @@ def gpt2_124m() -> Any:
     return GPT2Config(initializer_range=0.08, bos_token_id=50256, eos_token_id=50256)
 
 
+def gpt2_small() -> Any:
+    """A model that costs next to nothing, so that what is around it shows."""
+    from transformers import GPT2Config
+
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 400, "n_positions": 1024}
+    return GPT2Config(**sizes, initializer_range=0.3, bos_token_id=399, eos_token_id=399)
+
+
 def write_checkpoint(folder: Path, config: Any) -> Path:
     """Write a checkpoint with seeded random weights and `byte_tokenizer`; a folder that is there is kept."""
     if folder.exists():

@@ -116,11 +116,16 @@ class CpuArray:
 
 
 class CpuDevice:
-    """The CPU provider over NumPy arrays."""
+    """The CPU provider over NumPy arrays.
+
+    Attributes:
+        num_threads: of the sessions that it opens from now on; 0 is one for each physical core.
+    """
 
     kind = "cpu"
     device_id = 0
     name = "cpu"
+    num_threads = 0
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CpuArray:
         """See Device."""
@@ -141,6 +146,7 @@ class CpuDevice:
         """See Device. Memory is not limited here."""
         assert not captured, "there is nothing to capture on a CPU"
         options = ort.SessionOptions()
+        options.intra_op_num_threads = self.num_threads
         # Prompts come in any shape; a memory plan kept for each of them would grow without bound.
         options.enable_mem_pattern = False
         # Two sessions take turns in a step: the threads of one would spin against those of the other.

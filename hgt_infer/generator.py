@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
 from hgt_infer.cpu_features import check_int8
-from hgt_infer.device import open_devices
+from hgt_infer.device import CpuDevice, open_devices
 from hgt_infer.engine import Engine
 from hgt_infer.errors import ParameterError
 from hgt_infer.lanes import open_lanes
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 MAX_NUM_SLOTS = 4096
 MAX_CUDA_SLOTS = 256
 MAX_STEPS_PER_SYNC = 64
+MAX_NUM_THREADS = 1024
 DEFAULT_MAX_QUEUED_SEQUENCES = 4096
 MAX_QUEUED_SEQUENCES = 1_000_000
 PRECISIONS_OF = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
@@ -65,6 +66,8 @@ class Generator:
             where few run, but a GPU rounds differently for each shape. A CPU is invariant always.
         steps_per_sync: on CUDA, how many steps late tokens are looked at, 1 … 64: more hide more of the
             host's work and waste more steps behind the end of a sequence. None is 4.
+        num_threads: on a CPU, threads of a step, 1 … 1024; they change no token. None is one for each
+            physical core, which is fastest where nothing else needs them.
         cache_dir: where exported checkpoints are kept; None is $HGT_INFER_CACHE or the user's cache folder.
 
     Raises:
@@ -89,6 +92,7 @@ class Generator:
         max_queued_sequences: int = DEFAULT_MAX_QUEUED_SEQUENCES,
         batch_invariant: bool = True,
         steps_per_sync: int | None = None,
+        num_threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         auto_slots = isinstance(num_slots, str) and num_slots == "auto"
@@ -99,7 +103,12 @@ class Generator:
         check_bool("batch_invariant", batch_invariant)
         if steps_per_sync is not None:
             check_int("steps_per_sync", steps_per_sync, 1, MAX_STEPS_PER_SYNC)
+        if num_threads is not None:
+            check_int("num_threads", num_threads, 1, MAX_NUM_THREADS)
         devices = open_devices(device)
+        for opened in devices:
+            if isinstance(opened, CpuDevice) and num_threads is not None:
+                opened.num_threads = num_threads
         kind = devices[0].kind
         if kind == "cuda" and asked_slots is not None:
             check_int("num_slots", asked_slots, 1, MAX_CUDA_SLOTS)

@@ -277,3 +277,24 @@ def test_outputs_are_complete(generator: Generator) -> None:
     assert (output.prompt, output.seed) == ("My dream is", 5)
     assert [c.index for c in output.completions] == [0, 1]
     assert output.completions[0].text == generator._tokenizer.decode(output.completions[0].token_ids)
+
+
+def test_threads_change_no_token(artifact: Path, generator: Generator) -> None:
+    params = SamplingParams(n=3, max_tokens=12, seed=4)
+    with Generator(artifact, device="cpu", num_threads=1, num_slots=2) as single:
+        assert single.generate(["My dream", "a"], params) == generator.generate(["My dream", "a"], params)
+    with pytest.raises(ParameterError, match="num_threads must be an integer in 1 … 1024; got 0"):
+        Generator(artifact, device="cpu", num_threads=0)
+
+
+def test_what_a_generator_tells_of_itself(artifact: Path) -> None:
+    with Generator(artifact, device="cpu", num_slots=3) as one:
+        assert (one.num_slots, one.is_alive) == (3, True)
+        [ids] = one.encode("My dream")
+        assert one.decode(ids) == "<|endoftext|>My dream"
+        one.generate("a", SamplingParams(max_tokens=5, ignore_eos=True))
+        first, between = one.histograms()["time_to_first_token"], one.histograms()["inter_token"]
+    assert not one.is_alive
+    assert (first.count, between.count) == (1, 4)
+    assert between.cumulative[-1][1] == 4
+    assert 0 < between.sum_s < 10

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config
 
 from benchmarks import suite
 from benchmarks.__main__ import main
@@ -29,16 +28,14 @@ from benchmarks.workloads import (
     MixedWorkload,
     Workload,
     arrivals,
+    gpt2_small,
     long_prompt,
     one_prompt,
     tweets,
     write_checkpoint,
 )
 
-CONFIG = GPT2Config(
-    n_layer=2, n_embd=64, n_head=2, vocab_size=400, n_positions=1024, initializer_range=0.3,
-    bos_token_id=399, eos_token_id=399,
-)  # fmt: skip
+CONFIG = gpt2_small()
 NAMES = ["hgt_infer", "hgt_infer_int8", "transformers"]
 PLAN = Plan(rounds={1: 2, 4: 2}, num_tweets=6, num_samples=3, rounds_of_others=1, num_starts=1)
 REQUESTS = MixedWorkload(
