@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,17 @@ def test_the_service_runs_on_serve(cluster: None, artifact: Path, generator: Gen
             assert [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
     finally:
         serve.shutdown()
+
+
+def test_the_example_of_the_docs_runs(
+    cluster: None, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    for relative in ('"progress"', '"samples"'):
+        code = code.replace(relative, repr(str(tmp_path / relative.strip('"'))))
+    exec(code.replace('"huggingtweets/lilyw12_"', repr(str(artifact))), {})
+    samples = ray.data.read_parquet(str(tmp_path / "samples")).take_all()
+    assert len(samples) == 100
+    assert {len(row["texts"]) for row in samples} == {5}
