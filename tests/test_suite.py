@@ -252,6 +252,8 @@ def test_quality_is_that_of_the_same_tokens(checkpoint: Path) -> None:
     quality = measure_quality(checkpoint, ["My dream is to sleep", "a b c"])
     assert quality["num_tokens"] == pytest.approx(20, abs=12)
     assert quality["int8"]["perplexity"] == pytest.approx(quality["fp32"]["perplexity"], rel=0.2)
+    assert quality["fp16"]["perplexity"] == pytest.approx(quality["fp32"]["perplexity"], rel=0.01)
+    assert 0 <= quality["fp16"]["kl"] < quality["int8"]["kl"]
     assert 0 < quality["int8"]["kl"] < 0.1
     assert 0.5 < quality["int8"]["top1"] <= 1
 
