@@ -49,6 +49,7 @@ class Service:
             raise RuntimeError("the service did not start")
         # Its log has to go somewhere: a full pipe would stop it.
         self._drain = subprocess.Popen(["cat"], stdin=self._process.stderr, stdout=subprocess.DEVNULL)
+        self._process.stderr.close()
 
     def memory_mb(self) -> float:
         """Resident."""
@@ -236,7 +237,13 @@ def _bodies(workload: MixedWorkload) -> Sequence[dict[str, Any]]:
 
 
 def run_service(
-    folder: Path, *, name: str, num_rounds: int, abuse_s: float, config: Any = None
+    folder: Path,
+    *,
+    name: str,
+    num_rounds: int,
+    abuse_s: float,
+    num_abusers: int = 1_000,
+    config: Any = None,
 ) -> dict[str, Any]:
     """Measure everything of one backend, on GPT-2 124M of random weights or the config's model."""
     environment = capture_environment()
@@ -256,7 +263,7 @@ def run_service(
                 "backend": name,
                 "overhead": overhead,
                 "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},
-                "abuse": abuse(service, num_clients=1_000, seconds=abuse_s),
+                "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s),
             }
     finally:
         side.close()

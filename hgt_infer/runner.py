@@ -50,7 +50,8 @@ class ModelRunner:
         self.config = artifact.config
         self.model = ModelSession(artifact, device, num_slots=num_slots, max_length=max_length)
         self.cache = self.model.cache
-        self.sampler = (device if device.kind == "cpu" else CpuDevice()).open_session(artifact.sampler_path)
+        own = device if isinstance(device, CpuDevice) else CpuDevice()
+        self.sampler = own.open_session(artifact.sampler_path)
         vocab_size = artifact.config.vocab_size
         num_ids = max(num_slots, MAX_PREFILL_TOKENS)
         self.input_ids = device.array((num_ids,), np.int32)

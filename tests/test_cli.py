@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hgt_infer import Generator, SamplingParams
+from hgt_infer import Generator, SamplingParams, doctor
 from hgt_infer.cli import main
 
 
@@ -86,3 +90,87 @@ def test_export_writes_an_artifact_checked_with_every_installed_reference(
     monkeypatch.setattr("hgt_infer.export.installed_references", lambda: ["numpy", "transformers"])
     assert main(["export", str(checkpoint), str(tmp_path / "artifact")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "artifact")
+
+
+def test_prompts_come_from_a_file_or_standard_input_and_samples_go_out_as_json(
+    artifact: Path,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "prompts.txt").write_text("My dream\n\nI think\r\n", encoding="utf-8")
+    arguments = ["generate", str(artifact), "--json", "-n", "2", "--max-tokens", "5", "--seed", "3"]
+    assert main([*arguments, "--file", str(tmp_path / "prompts.txt")]) == 0
+    printed = capsys.readouterr().out
+    records = [json.loads(line) for line in printed.splitlines()]
+    outputs = generator.generate(["My dream", "I think"], SamplingParams(n=2, max_tokens=5, seed=3))
+    assert [(record["prompt"], record["index"], record["text"]) for record in records] == [
+        (output.prompt, sample.index, sample.text) for output in outputs for sample in output.completions
+    ]
+    assert {record["seed"] for record in records} == {3}
+    monkeypatch.setattr("sys.stdin", io.StringIO("My dream\nI think\n"))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--file", "prompts.txt"], "not both"),
+        (["--file", "none.txt"], "--file none.txt: No such file"),
+        (["--file", "latin.txt"], "prompts must be UTF-8"),
+        (["a", "b", "--stream"], "--stream takes one prompt"),
+        (["a", "--temperature", "-1"], "temperature must be"),
+        (["a", "--colour"], "--colour"),
+    ],
+)
+def test_a_wrong_use_is_one_line(
+    arguments: list[str],
+    message: str,
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    assert main(["generate", str(artifact), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hgt-infer: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_json_for_programs(
+    artifact: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(artifact), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["precision"] == "fp32"
+    assert described["files"]["model.onnx"]["size_bytes"] == (artifact / "model.onnx").stat().st_size
+    assert main(["score", str(artifact), "My dream", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] > 1
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["name"]: finding["state"] for finding in json.loads(capsys.readouterr().out)}
+    assert findings["python"] == findings["tokenizers"] == findings["extra serve"] == "ok"
+    assert main(["doctor"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(findings)
+
+
+def test_the_doctor_tells_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "tokenizers" else "1")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "broken   tokenizers               pip install hgt-infer" in printed
+    assert "broken   ONNX Runtime             two of them overwrite each other" in printed
+    assert "missing  extra serve              for hgt-infer serve: pip install 'hgt-infer[serve]'" in printed
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "hgt_infer", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "doctor" in done.stdout

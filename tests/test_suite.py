@@ -21,6 +21,7 @@ from benchmarks.offline import run_offline
 from benchmarks.peers import Entry
 from benchmarks.quality import measure_quality
 from benchmarks.report import compare_results, insert_report, read_result, write_report
+from benchmarks.service import run_service
 from benchmarks.serving import serve
 from benchmarks.suite import Plan, check, run
 from benchmarks.worker import Remote, WorkerError
@@ -204,6 +205,23 @@ def test_many_prompts_go_through_in_one_call(tmp_path: Path, capsys: pytest.Capt
     assert main(["offline", "--backend", "transformers"]) == 2
     assert "transformers is not installed here, or takes no requests" in capsys.readouterr().err
     assert main(["offline", "--prompts", "0"]) == 2
+
+
+def test_the_service_is_measured_beside_the_library_and_abused(tmp_path: Path) -> None:
+    result = run_service(
+        tmp_path, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG
+    )
+    assert set(result["overhead"]) == {"library", "service", "service, streams"}
+    assert all(side["tokens_per_s"] > 0 for side in result["overhead"].values())
+    for load in result["loads"].values():
+        assert load["num_requests"] == len(tweets().prompts)
+        assert 0 < load["first_token_s"]["p50"] <= load["end_s"]["p99"]
+    abused = result["abuse"]
+    assert abused["good"] > 0
+    assert abused["bad"] > 0
+    assert abused["wrong"] == 0
+    assert abused["is_same_text_after"]
+    assert abused["after"]["num_files"] == abused["before"]["num_files"]
 
 
 def test_backends_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
