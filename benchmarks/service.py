@@ -202,7 +202,7 @@ async def _abuse(service: Service, body: dict[str, Any], num_clients: int, secon
         client.close()
 
     async def misbehave() -> None:
-        await asyncio.sleep(rng.random() * 2)
+        await asyncio.sleep(rng.random() * min(2.0, seconds))
         while time.perf_counter() < end:
             client = Client(service.host, service.port)
             try:
@@ -212,7 +212,7 @@ async def _abuse(service: Service, body: dict[str, Any], num_clients: int, secon
                 pass
             client.close()
             counts["bad"] += 1
-            await asyncio.sleep(rng.random() * 4)
+            await asyncio.sleep(rng.random() * min(4.0, seconds))
 
     await asyncio.gather(*(mean_well() for _ in range(8)), *(misbehave() for _ in range(num_clients - 8)))
     await asyncio.sleep(2.0)
