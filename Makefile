@@ -36,7 +36,7 @@ browser:  ## Chromium for the tests of the page, where root can install it; else
 		|| { echo "installing Chromium" && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
 		|| echo "no Chromium: the tests of the page are skipped"
 
-lint: $(INSTALLED_ALL)  ## ruff and mypy
+lint: $(INSTALLED_ALL)  ## ruff, mypy, hadolint
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     offline = commands.add_parser("offline", help="run one backend over many prompts in one call")
     offline.add_argument("--backend", default="hgt_infer_int8", metavar="NAME", help="default: %(default)s")
     offline.add_argument(
-        "--prompts", type=int, default=10_000, metavar="N", help="default: %(default)s, 7 minutes on 2 cores"
+        "--prompts", type=int, default=10_000, metavar="N", help="default: %(default)s, 5 minutes on 2 cores"
     )
     service = commands.add_parser("service", help="load and abuse `hgt-infer serve`")
     service.add_argument("--backend", default="hgt_infer_int8", metavar="NAME", help="default: %(default)s")

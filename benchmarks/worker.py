@@ -176,11 +176,9 @@ def _side(backend: Any, workload: Any, batch_size: int | None) -> Iterator[Any]:
         yield backend
     elif hasattr(backend, "generate_padded"):
         yield StaticBatches(backend.generate_padded, batch_size)
-    elif hasattr(backend, "with_slots"):
+    else:
         with closing(backend.with_slots(batch_size)) as side:
             yield side
-    else:
-        yield backend
 
 
 def _workload(request: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 from typing import Any, TypeVar, cast
@@ -124,14 +124,8 @@ async def _events(
                 offsets[index] = offset + len(text)
                 logprobs = None
                 if delta.logprobs is not None:
-                    logprobs = token_logprobs(generator, delta.logprobs, offset)
-                choice = {
-                    "index": index,
-                    "text": text,
-                    "logprobs": logprobs,
-                    "finish_reason": delta.finish_reason,
-                    "stop_reason": delta.stop_reason,
-                }
+                    logprobs = token_logprobs(generator, delta.token_ids, delta.logprobs, offset)
+                choice = _choice(index, text, logprobs, delta)
                 yield _event({**head, "choices": [choice]} | ({"usage": None} if with_usage else {}))
         usage = {"completion_tokens": num_tokens}
         if with_usage:
@@ -161,16 +155,19 @@ def _choices(
     for output in outputs:
         for sample in output.completions:
             text = output.prompt + sample.text if asked.echo else sample.text
-            choices.append(
-                {
-                    "index": len(choices),
-                    "text": text,
-                    "logprobs": _all_logprobs(generator, output, sample, asked),
-                    "finish_reason": sample.finish_reason,
-                    "stop_reason": sample.stop_reason,
-                }
-            )
+            logprobs = _all_logprobs(generator, output, sample, asked)
+            choices.append(_choice(len(choices), text, logprobs, sample))
     return choices
+
+
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None, of: Completion | Delta) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": of.finish_reason,
+        "stop_reason": of.stop_reason,
+    }
 
 
 def _all_logprobs(
@@ -178,31 +175,25 @@ def _all_logprobs(
 ) -> dict[str, Any] | None:
     if sample.logprobs is None:
         return None
-    tokens: list[TokenLogprobs | None] = [*sample.logprobs]
-    if asked.echo and output.prompt_logprobs is not None:
-        # The first token, and a prefix that the checkpoint puts before a prompt, are not the client's.
-        tokens = [*output.prompt_logprobs, *tokens]
-        if tokens[0] is None:
-            first = TokenLogprobs(output.prompt_token_ids[0], 0.0)
-            return token_logprobs(generator, [first, *cast("list[TokenLogprobs]", tokens[1:])], 0, given=1)
-    return token_logprobs(generator, cast("list[TokenLogprobs]", tokens), 0)
+    if not asked.echo or output.prompt_logprobs is None:
+        return token_logprobs(generator, sample.token_ids, sample.logprobs, 0)
+    token_ids = output.prompt_token_ids + sample.token_ids
+    return token_logprobs(generator, token_ids, output.prompt_logprobs + sample.logprobs, 0)
 
 
 def token_logprobs(
-    generator: Generator, tokens: Iterable[TokenLogprobs], offset: int, *, given: int = 0
+    generator: Generator,
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs | None],
+    offset: int,
 ) -> dict[str, Any]:
-    """Return OpenAI's form of the log-probabilities of tokens, the first of which begins at the offset.
-
-    The first `given` tokens have none.
-    """
-    tokens = list(tokens)
-    texts = [generator.decode([token.token_id]) for token in tokens]
+    """Return OpenAI's form of the log-probabilities of tokens, the first of which begins at the offset."""
+    texts = [generator.decode([token_id]) for token_id in token_ids]
     return {
         "tokens": texts,
-        "token_logprobs": [None if i < given else token.logprob for i, token in enumerate(tokens)],
+        "token_logprobs": [token and token.logprob for token in logprobs],
         "top_logprobs": [
-            None if i < given else {generator.decode([id_]): logprob for id_, logprob in token.top}
-            for i, token in enumerate(tokens)
+            token and {generator.decode([id_]): logprob for id_, logprob in token.top} for token in logprobs
         ],
         "text_offset": [*accumulate(map(len, texts[:-1]), initial=offset)],
     }
