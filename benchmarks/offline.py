@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.environment import capture_environment
 from benchmarks.peers import BACKENDS
 from benchmarks.worker import Remote
-from benchmarks.workloads import gpt2_124m, offline, write_checkpoint
+from benchmarks.workloads import offline, write_model
 
 
 def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None) -> dict[str, Any]:
@@ -28,9 +28,7 @@ def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None
     if entry is None or entry.is_static or not entry.is_installed:
         raise ValueError(f"{name} is not installed here, or takes no requests of mixed lengths")
     environment = capture_environment()
-    checkpoint = write_checkpoint(
-        folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m()
-    )
+    checkpoint = write_model(folder, config)
     Remote(name, checkpoint, folder / name).close()  # what is converted is not in the memory below
     side = Remote(name, checkpoint, folder / name)
     try:

@@ -24,7 +24,7 @@ from benchmarks.http_client import Client, Reply, post
 from benchmarks.peers import BACKENDS, MAX_SLOTS
 from benchmarks.suite import percentiles
 from benchmarks.worker import Remote
-from benchmarks.workloads import MixedWorkload, arrivals, gpt2_124m, tweets, write_checkpoint
+from benchmarks.workloads import MixedWorkload, arrivals, tweets, write_model
 
 NUM_CLIENTS = 64
 LOADS = (0.5, 0.9)
@@ -247,9 +247,7 @@ def run_service(
 ) -> dict[str, Any]:
     """Measure everything of one backend, on GPT-2 124M of random weights or the config's model."""
     environment = capture_environment()
-    checkpoint = write_checkpoint(
-        folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m()
-    )
+    checkpoint = write_model(folder, config)
     side = Remote(name, checkpoint, folder / name)
     workload = tweets()
     try:

@@ -28,12 +28,11 @@ from benchmarks.workloads import (
     MixedWorkload,
     Workload,
     arrivals,
-    gpt2_124m,
     long_prompt,
     one_prompt,
     random_prompts,
     tweets,
-    write_checkpoint,
+    write_model,
 )
 
 REFERENCE = "transformers"
@@ -98,9 +97,7 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
     """
     environment = capture_environment()
     bounds = measure_bounds(num_physical_cores())
-    checkpoint = write_checkpoint(
-        folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m()
-    )
+    checkpoint = write_model(folder, config)
     for name in names:
         _prepare(name, checkpoint, folder)
     with _started(names, checkpoint, folder) as sides:

@@ -213,6 +213,11 @@ def gpt2_small() -> Any:
     return GPT2Config(**sizes, initializer_range=0.3, bos_token_id=399, eos_token_id=399)
 
 
+def write_model(folder: Path, config: Any = None) -> Path:
+    """Write the checkpoint of a benchmark into a folder: of the config's model, or of GPT-2 124M for None."""
+    return write_checkpoint(folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m())
+
+
 def write_checkpoint(folder: Path, config: Any) -> Path:
     """Write a checkpoint with seeded random weights and `byte_tokenizer`; a folder that is there is kept."""
     if folder.exists():
