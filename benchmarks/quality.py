@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import PRECISIONS, Artifact
+from hgt_infer.artifact import Artifact
 from hgt_infer.export import export_checkpoint
 from hgt_infer.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def _log_probabilities(artifact: Artifact, ids: Sequence[Sequence[int]]) -> Iter
         }
         for layer in range(config.n_layer):
             for kind in ("key", "value"):
-                inputs[f"past_{kind}.{layer}"] = np.zeros(shape, PRECISIONS[artifact.precision])
+                inputs[f"past_{kind}.{layer}"] = np.zeros(shape, artifact.float_type)
         logits = session.run(["logits"], inputs)[0][:-1].astype(np.float64)
         shifted = logits - logits.max(1, keepdims=True)
         yield shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

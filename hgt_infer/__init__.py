@@ -1,4 +1,4 @@
-"""Sample text from fine-tuned GPT-2 checkpoints, fast, on CUDA and on a CPU."""
+"""Sample text from fine-tuned GPT-2 checkpoints, fast, on a CPU and, as an experiment, on CUDA."""
 
 from hgt_infer.errors import (
     DeviceMemoryError,

@@ -29,9 +29,10 @@ from hgt_infer.model_config import (
 )
 
 FORMAT = "hgt-infer"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "float32"}
-"""NumPy's type of activations and cache; fp16 runs on CUDA, the others on a CPU. int8 is that of matrices."""
+"""NumPy's type of activations, cache and logits. fp16 runs on CUDA, the others on a CPU; int8 is that of
+matrices."""
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
@@ -67,6 +68,11 @@ class Artifact:
     config: ModelConfig
     precision: str
     generation_defaults: GenerationDefaults
+
+    @property
+    def float_type(self) -> str:
+        """NumPy's name of the type of activations, cache and logits."""
+        return PRECISIONS[self.precision]
 
     @property
     def model_path(self) -> Path:

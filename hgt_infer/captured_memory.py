@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hgt_infer.artifact import Artifact
 from hgt_infer.cuda import CudaDevice
 from hgt_infer.model_config import ModelConfig
 from hgt_infer.model_session import ModelBuffers
@@ -20,28 +21,31 @@ WORD_BYTES = 4
 class CapturedMemory:
     """What lies on the device beside weights, activations and cache, allocated once: addresses."""
 
-    def __init__(self, config: ModelConfig, device: CudaDevice, num_rows: int, max_length: int) -> None:
+    def __init__(self, artifact: Artifact, device: CudaDevice, num_rows: int, max_length: int) -> None:
+        vocab_size = artifact.config.vocab_size
         self._total_sequence_length = np.array(max_length, np.int32)  # frozen when the graph is captured
         self._first_output = np.zeros(1, np.int64)
-        self.vocab_bytes = config.vocab_size * WORD_BYTES
+        self.vocab_bytes = vocab_size * WORD_BYTES
+        self.logits_bytes = vocab_size * np.dtype(artifact.float_type).itemsize  # of a row
         self.state_pitch = num_rows * WORD_BYTES
-        self.adjustments_pitch = num_rows * self.vocab_bytes
+        # The sampler reads vectors of 16 bytes.
+        self.adjustments_pitch = -(-num_rows * self.vocab_bytes // 16) * 16
         self.state = device.allocate(2 * self.state_pitch)  # [2, R]: input ids, positions
         self.token_ids = device.allocate(num_rows * WORD_BYTES)  # [R]
         self.records = device.allocate(num_rows * RECORD.itemsize)  # [R]
-        self.logits = device.allocate(num_rows * self.vocab_bytes)  # [R, V]
+        self.logits = device.allocate(num_rows * self.logits_bytes)  # [R, V]
         self._adjustments = device.allocate(3 * self.adjustments_pitch)  # [3, R, V]: bias, penalty, counts
         self.ones = device.allocate(self.vocab_bytes)  # [V]
         self.prefill = device.allocate(3 * MAX_PREFILL_TOKENS * WORD_BYTES)  # ids, positions, last positions
-        self.prefill_logits = device.allocate(MAX_PREFILL_TOKENS * self.vocab_bytes)
+        self.prefill_logits = device.allocate(MAX_PREFILL_TOKENS * self.logits_bytes)
 
     def record(self, slot: int) -> int:
         """Of the slot's record."""
         return self.records + slot * RECORD.itemsize
 
     def logits_of(self, slot: int) -> int:
-        """Of the slot's logits, float32 [V]."""
-        return self.logits + slot * self.vocab_bytes
+        """Of the slot's logits [V]."""
+        return self.logits + slot * self.logits_bytes
 
     def adjustments(self, slot: int) -> int:
         """Of the slot's logit_bias; its repetition_penalty lies adjustments_pitch behind."""

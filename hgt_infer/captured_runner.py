@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import PRECISIONS, Artifact
+from hgt_infer.artifact import Artifact
 from hgt_infer.captured_memory import STAGED_TABLES, WORD_BYTES, CapturedMemory, Staging
 from hgt_infer.cuda import CudaDevice
 from hgt_infer.memory_plan import model_memory_limit, plan_slots
@@ -32,7 +32,7 @@ from hgt_infer.sampling import (
     token_logprobs,
     uniforms,
 )
-from hgt_infer.sampling_kernel import open_sampler
+from hgt_infer.sampling_kernel import Sampler
 from hgt_infer.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
 from hgt_infer.sequence import Sequence, SequenceParams
 from hgt_infer.slot_record import (
@@ -83,7 +83,7 @@ class CapturedRunner:
         self._replays: dict[int, tuple[Any, Any]] = {}  # of so many rows: binding and options
         weight_bytes = sum(path.stat().st_size for path in artifact.path.glob(f"{artifact.model_path.name}*"))
         sizes: dict[str, Any] = {"max_length": max_length, "weight_bytes": weight_bytes}
-        dtype, (free_bytes, _) = PRECISIONS[artifact.precision], device.memory()
+        dtype, (free_bytes, _) = artifact.float_type, device.memory()
         self.num_rows = plan_slots(config, dtype, free_bytes=free_bytes, num_slots=num_slots, **sizes)
         self.num_slots = num_slots or self.num_rows
         self.model = ModelSession(
@@ -99,12 +99,14 @@ class CapturedRunner:
         self._batch_invariant = batch_invariant
         self._steps_per_sync = steps_per_sync
         self._num_steps = max(1, steps_per_sync // 2)
-        self._memory = CapturedMemory(config, device, self.num_rows, max_length)
-        self._sampler = open_sampler(device, config.vocab_size, self._memory.sampler_arguments())
+        self._memory = CapturedMemory(artifact, device, self.num_rows, max_length)
+        self._sampler = Sampler(
+            device, config.vocab_size, artifact.float_type, self._memory.sampler_arguments()
+        )
         # A run's uploads lie here until it is collected; its reports as well.
         self._stagings = deque(Staging(config, device, self.num_rows, self._num_steps) for _ in range(2))
         self._host_logits = device.pinned(
-            (max(self.num_rows, MAX_PREFILL_TOKENS), config.vocab_size), np.float32
+            (max(self.num_rows, MAX_PREFILL_TOKENS), config.vocab_size), artifact.float_type
         )
         # Of every slot, on the host.
         self._log = TokenLog(self.num_rows, max_length)
@@ -214,7 +216,7 @@ class CapturedRunner:
             logits = self._host_logits[: num_rows * num_outputs]
             self.device.copy_to_host(logits, memory.prefill_logits)
             self.device.synchronize()
-            run.prompt_logprobs = score_prompts(sequences, logits, stop)
+            run.prompt_logprobs = score_prompts(sequences, logits.astype(np.float32, copy=False), stop)
         for sequence in sequences:
             if stop >= len(sequence.prompt_token_ids) - 1 and sequence.params.max_tokens:
                 self._go(sequence, run.staging)
@@ -395,6 +397,7 @@ class CapturedRunner:
             self.device.copy_to_host(logits, self._memory.logits_of(slot))
         self.device.synchronize()
         for (slot, sequence, report), logits in zip(current, self._host_logits, strict=False):
+            logits = logits.astype(np.float32, copy=False)
             output_token_ids = sequence.output_token_ids + self._log.not_taken(slot)
             rows = self._adjustment_of(slot, sequence, output_token_ids)
             if report <= HELD and not self._is_drawn_on_host(sequence.params):

@@ -11,7 +11,8 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from ctypes import addressof, c_char, c_size_t, c_void_p
+from ctypes import addressof, c_char, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,9 +23,12 @@ from numpy.typing import DTypeLike, NDArray
 from hgt_infer.capture_gate import GATE
 from hgt_infer.cuda_kernel import CudaKernel, Kernel
 from hgt_infer.cuda_runtime import (
+    COMPUTE_CAPABILITY_MAJOR,
+    COMPUTE_CAPABILITY_MINOR,
     DEVICE_TO_DEVICE,
     DEVICE_TO_HOST,
     HOST_TO_DEVICE,
+    MAX_SHARED_BYTES_OPTIN,
     NOT_READY,
     OUT_OF_MEMORY,
     Copy3D,
@@ -35,6 +39,25 @@ from hgt_infer.cuda_runtime import (
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
 
 logger = logging.getLogger(__name__)
+
+PROVIDER_OPTIONS: dict[str, str] = {
+    # Grow by what is asked for, not by powers of two: the cache is allocated beside it.
+    "arena_extend_strategy": "kSameAsRequested",
+    # TensorFloat-32 keeps 10 bits: cumulative sums of probabilities need float32's 23.
+    "use_tf32": "0",
+    # Flash attention (1) or, where the GPU is too old for it, the memory-efficient kernel (2). By default
+    # GroupQueryAttention prefers cuDNN from compute capability 9.0, which builds a plan for each new (batch,
+    # length, capacity); the provider keeps them all: as prompts are not padded, nearly every prefill would
+    # build one, and memory would grow without bound. Single tokens take XQA all the same.
+    "sdpa_kernel": "3",
+    # Nothing else in the graphs takes cuDNN, so a session needs no handle of it. Without sdpa_kernel this
+    # fails where cuDNN is installed: attention still chooses cuDNN, and has no handle.
+    "enable_cudnn": "0",
+}
+"""Options of the CUDA provider that every session has, whatever it is for."""
+
+SESSION_ENTRIES: dict[str, str] = {}
+"""Configuration entries that every session on CUDA has."""
 
 _NON_BLOCKING_STREAM = 1  # cudaStreamNonBlocking: does not wait for the default stream
 _EVENT_WITHOUT_TIMING = 2  # cudaEventDisableTiming; cudaEventBlockingSync is off: waiting spins
@@ -83,6 +106,19 @@ class _Owned:
             cudart.cudaStreamDestroy(stream)
         cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
         self.pinned.clear()
+
+
+@dataclass(frozen=True)
+class GpuLimits:
+    """What a GPU can do.
+
+    Attributes:
+        compute_capability: (major, minor).
+        max_shared_bytes: of a block's shared memory, where a kernel asks for it.
+    """
+
+    compute_capability: tuple[int, int]
+    max_shared_bytes: int
 
 
 class CudaEvent:
@@ -228,14 +264,12 @@ class CudaDevice:
         options = ort.SessionOptions()
         # Prompts come in any shape; a memory plan kept for each of them would grow without bound.
         options.enable_mem_pattern = False
-        provider_options = {
+        for name, value in SESSION_ENTRIES.items():
+            options.add_session_config_entry(name, value)
+        provider_options = PROVIDER_OPTIONS | {
             "device_id": str(self.device_id),
             "user_compute_stream": str(self.stream),
             "enable_cuda_graph": "1" if captured else "0",
-            # Grow by what is asked for, not by powers of two: the cache is allocated beside it.
-            "arena_extend_strategy": "kSameAsRequested",
-            # TensorFloat-32 keeps 10 bits: cumulative sums of probabilities need float32's 23.
-            "use_tf32": "0",
         }
         if memory_limit is not None:
             provider_options["gpu_mem_limit"] = str(memory_limit)
@@ -266,9 +300,10 @@ class CudaDevice:
         addresses: Sequence[int],
     ) -> Kernel:
         """A kernel compiled for this GPU, whose launches are queued on the stream; see CudaKernel."""
+        major, minor = self.limits().compute_capability
         with self.at_work():
             return CudaKernel(
-                self.device_id,
+                f"sm_{major}{minor}",
                 self.stream,
                 path,
                 name,
@@ -276,6 +311,20 @@ class CudaDevice:
                 defines=defines,
                 addresses=addresses,
             )
+
+    def limits(self) -> GpuLimits:
+        """What the GPU can do."""
+        major, minor, max_shared_bytes = map(
+            self._attribute, (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR, MAX_SHARED_BYTES_OPTIN)
+        )
+        return GpuLimits((major, minor), max_shared_bytes)
+
+    def _attribute(self, attribute: int) -> int:
+        value = c_int()
+        with self.at_work():
+            status = self.cudart.cudaDeviceGetAttribute(ctypes.byref(value), attribute, self.device_id)
+            self.check(status, "cudaDeviceGetAttribute")
+        return value.value
 
     def memory(self) -> tuple[int, int]:
         """Bytes of the GPU's memory that are free, other processes considered, and in all."""

@@ -1,27 +1,60 @@
-"""Kernel: CUDA C++ that NVRTC compiles for the GPU at hand, launched on a device's stream."""
+"""CudaKernel: CUDA C++ that NVRTC compiles for the GPU at hand, launched on a device's stream.
+
+Compiled code is kept on disk, by source, architecture, macros and NVRTC's version.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
+import logging
+import secrets
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
 from typing import Any, Protocol
 
+from hgt_infer.cache_folder import cache_folder
 from hgt_infer.errors import DeviceUnavailableError, EngineError
+
+logger = logging.getLogger(__name__)
 
 NVRTC = "libnvrtc.so.13"
 DRIVER = "libcuda.so.1"
 
-# enum CUdevice_attribute
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_CLUSTER_DIMENSION = 4  # enum CUlaunchAttributeID
+_MAX_DYNAMIC_SHARED_BYTES = 8  # enum CUfunction_attribute
+_DIGEST_BYTES = 32
+
+
+class LaunchAttribute(ctypes.Structure):
+    """struct CUlaunchAttribute with clusterDim as its value, 72 bytes, as CUDA 13.0's cuda.h lays it out."""
+
+    _fields_ = (("id", c_int), ("pad", c_int), ("cluster", c_uint * 3), ("rest", c_uint * 13))
+
+
+class LaunchConfig(ctypes.Structure):
+    """struct CUlaunchConfig, 56 bytes."""
+
+    _fields_ = (
+        ("grid", c_uint * 3),
+        ("block", c_uint * 3),
+        ("shared_bytes", c_uint),
+        ("stream", c_void_p),  # at 32
+        ("attributes", POINTER(LaunchAttribute)),
+        ("num_attributes", c_uint),
+    )
 
 
 class Kernel(Protocol):
-    """A function of the device, compiled, with its arguments."""
+    """A function of the device, compiled, with its arguments. Each row has a cluster of blocks."""
 
-    def launch(self, num_blocks: int) -> None:
-        """Queue a run of so many blocks."""
+    def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
+        """How many clusters of so many blocks the device runs at once; 0 where it cannot run any."""
+
+    def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
+        """Queue a run of cluster_size × num_rows blocks, each with so many bytes of shared memory."""
 
     def close(self) -> None:
         """Unload it; nothing of it may be queued any more."""
@@ -31,7 +64,7 @@ class CudaKernel:
     """A kernel whose arguments are addresses that never change.
 
     Args:
-        device_id: the GPU, current on the calling thread.
+        architecture: of the GPU that is current on the calling thread: "sm_90".
         stream: where it is launched.
         path: the source, in CUDA C++.
         name: of the function in it, which is extern "C".
@@ -46,7 +79,7 @@ class CudaKernel:
 
     def __init__(
         self,
-        device_id: int,
+        architecture: str,
         stream: int,
         path: Path,
         name: str,
@@ -57,8 +90,6 @@ class CudaKernel:
     ) -> None:
         # A launch only queues: PyDLL keeps the interpreter's lock, which takes longer to get back.
         self._driver: Any = ctypes.PyDLL(DRIVER)
-        architecture = f"sm_{self._attribute(device_id, _COMPUTE_CAPABILITY_MAJOR)}"
-        architecture += f"{self._attribute(device_id, _COMPUTE_CAPABILITY_MINOR)}"
         code = compile_kernel(path, architecture, {"BLOCK": block_size, **defines})
         self._module, self._function = c_void_p(), c_void_p()
         self._call("cuModuleLoadData", byref(self._module), code)
@@ -66,24 +97,49 @@ class CudaKernel:
         self._values = [c_void_p(address) for address in addresses]
         pointers = [ctypes.addressof(value) for value in self._values]
         self._arguments = (c_void_p * len(pointers))(*pointers)
-        self._shape_and_stream = (1, 1, block_size, 1, 1, 0, stream)
-        self._launch = self._driver.cuLaunchKernel
-        self._launch.argtypes = [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p]
+        self._block_size = block_size
+        self._stream = stream
+        self._max_shared_bytes = 0
+        self._configs: dict[tuple[int, int, int], Any] = {}
+        self._launch = self._driver.cuLaunchKernelEx
+        self._launch.argtypes = [c_void_p] * 4
 
-    def launch(self, num_blocks: int) -> None:
+    def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
         """See Kernel."""
-        status = self._launch(self._function, num_blocks, *self._shape_and_stream, self._arguments, None)
-        self._check(status, "cuLaunchKernel")
+        number = c_int()
+        config = self._config(1, cluster_size, shared_bytes)
+        status = self._driver.cuOccupancyMaxActiveClusters(byref(number), self._function, config)
+        return 0 if status else number.value
+
+    def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
+        """See Kernel."""
+        key = num_rows, cluster_size, shared_bytes
+        config = self._configs.get(key)
+        if config is None:
+            config = self._configs[key] = self._config(*key)
+        status = self._launch(config, self._function, self._arguments, None)
+        self._check(status, "cuLaunchKernelEx")
 
     def close(self) -> None:
         """See Kernel."""
         self._call("cuModuleUnload", self._module)
 
-    def _attribute(self, device_id: int, attribute: int) -> int:
-        device, value = c_int(), c_int()
-        self._call("cuDeviceGet", byref(device), device_id)
-        self._call("cuDeviceGetAttribute", byref(value), attribute, device)
-        return value.value
+    def _config(self, num_rows: int, cluster_size: int, shared_bytes: int) -> Any:
+        """A reference to a launch's shape; the function may take so much shared memory from then on."""
+        if shared_bytes > self._max_shared_bytes:
+            self._call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
+            self._max_shared_bytes = shared_bytes
+        config = LaunchConfig(
+            grid=(cluster_size, num_rows, 1),
+            block=(self._block_size, 1, 1),
+            shared_bytes=shared_bytes,
+            stream=self._stream,
+        )
+        if cluster_size > 1:
+            attribute = LaunchAttribute(id=_CLUSTER_DIMENSION, cluster=(cluster_size, 1, 1))
+            config.attributes = ctypes.pointer(attribute)
+            config.num_attributes = 1
+        return byref(config)
 
     def _call(self, function: str, *arguments: Any) -> None:
         self._check(getattr(self._driver, function)(*arguments), function)
@@ -96,7 +152,7 @@ class CudaKernel:
 
 
 def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) -> bytes:
-    """Machine code for an architecture such as "sm_90", from a file of CUDA C++.
+    """Machine code for an architecture such as "sm_90", from a file of CUDA C++ or from the cache on disk.
 
     Raises:
         DeviceUnavailableError: NVRTC is not installed.
@@ -108,17 +164,29 @@ def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) ->
         raise DeviceUnavailableError(
             f"the CUDA compiler library is missing ({error}): pip install 'hgt-infer[cuda]'"
         ) from error
+    source = path.read_bytes()
     options = [f"--gpu-architecture={architecture}", *(f"-D{key}={value}" for key, value in defines.items())]
+    major, minor = c_int(), c_int()
+    nvrtc.nvrtcVersion(byref(major), byref(minor))
+    made_of = f"nvrtc {major.value}.{minor.value} {' '.join(options)}\n".encode() + source
+    cached = cache_folder() / "kernels" / f"{path.stem}-{hashlib.sha256(made_of).hexdigest()}.cubin"
+    code = _read_cached(cached)
+    if code is None:
+        code = _compile(nvrtc, path.name, source, architecture, options)
+        _write_cached(cached, code)
+    return code
+
+
+def _compile(nvrtc: Any, name: str, source: bytes, architecture: str, options: list[str]) -> bytes:
     encoded = (c_char_p * len(options))(*(option.encode() for option in options))
     program = c_void_p()
-    status = nvrtc.nvrtcCreateProgram(byref(program), path.read_bytes(), path.name.encode(), 0, None, None)
+    status = nvrtc.nvrtcCreateProgram(byref(program), source, name.encode(), 0, None, None)
     if status:
         raise EngineError(f"nvrtcCreateProgram: error {status}")
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), encoded):
-            raise EngineError(
-                f"{path.name} for {architecture}: {_read(nvrtc, 'ProgramLog', program).decode()}"
-            )
+            log = _read(nvrtc, "ProgramLog", program).rstrip(b"\0").decode()
+            raise EngineError(f"{name} for {architecture}: {log}")
         return _read(nvrtc, "CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(byref(program))
@@ -132,3 +200,29 @@ def _read(nvrtc: Any, what: str, program: c_void_p) -> bytes:
     buffer = ctypes.create_string_buffer(size.value)
     getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
     return buffer.raw
+
+
+def _read_cached(path: Path) -> bytes | None:
+    """The code in a file of the cache, if it is whole: its SHA-256 stands before it."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(code).digest() == digest:
+        return code
+    logger.warning("%s is damaged and made anew", path)
+    return None
+
+
+def _write_cached(path: Path, code: bytes) -> None:
+    """Keep code in a file of the cache; where that is not possible, it is compiled again next time."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(hashlib.sha256(code).digest() + code)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        logger.warning("%s cannot be kept: %s", path, error)

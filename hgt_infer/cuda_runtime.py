@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import io
 import logging
+import sys
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -26,6 +28,8 @@ stands behind those it needs."""
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
 # enum cudaError
 OUT_OF_MEMORY, NOT_READY = 2, 600
+# enum cudaDeviceAttr
+COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR, MAX_SHARED_BYTES_OPTIN = 75, 76, 97
 
 
 class Extent(ctypes.Structure):
@@ -63,6 +67,7 @@ class Copy3D(ctypes.Structure):
 
 _WAITING = {
     "cudaSetDevice": (c_int,),
+    "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
     "cudaFree": (c_void_p,),
@@ -160,16 +165,47 @@ def load_cuda(device_id: int) -> CudaRuntime:
     if device_id >= num_devices:
         raise DeviceUnavailableError(f"{device} the driver shows {num_devices} GPU(s)")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        ort.preload_dlls()  # finds the libraries inside the nvidia-* wheels, prints what it does not
+        # Finds libraries inside the nvidia-* wheels beside ONNX Runtime, and prints what it does not find.
+        ort.preload_dlls()
     logger.debug("%s", printed.getvalue())
+    folders = library_folders()
+    searched = f"; looked in {', '.join(map(str, folders))} too" if folders else ""
     for library in LIBRARIES:
         try:
-            ctypes.CDLL(library)
+            load_library(library, folders)
         except OSError as error:
             raise DeviceUnavailableError(
-                f"{device} {library} cannot be loaded ({error}): pip install 'hgt-infer[cuda]' brings it"
+                f"{device} {library} cannot be loaded ({error}{searched}): "
+                "pip install 'hgt-infer[cuda]' brings it"
             ) from error
     return CudaRuntime()
+
+
+def library_folders() -> list[Path]:
+    """Where nvidia-* wheels keep libraries, in every folder that modules are imported from.
+
+    The wheels may lie in another one than ONNX Runtime, and some in one and some in another.
+    """
+    return [folder for entry in sys.path for folder in sorted(Path(entry, "nvidia").glob("*/lib"))]
+
+
+def load_library(name: str, folders: list[Path]) -> None:
+    """Load a library by its name, or else from the first of the folders whose copy can be loaded.
+
+    Libraries that need it, and whoever opens it by its name, find it in the process afterwards.
+
+    Raises:
+        OSError: it is not there, or no copy can be loaded; says why the last one cannot.
+    """
+    copies = (folder / name for folder in folders)
+    for path in (name, *(str(copy) for copy in copies if copy.is_file())):
+        try:
+            ctypes.CDLL(path)
+        except OSError as error:
+            failure = error
+        else:
+            return
+    raise failure
 
 
 def _shown_version(version: int) -> str:

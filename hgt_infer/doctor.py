@@ -58,11 +58,14 @@ def _examine() -> Iterator[Finding]:
     else:
         yield Finding("ok", "int8 on this CPU", "supported")
     try:
-        open_devices("cuda")
+        devices = open_devices("cuda")
     except HgtInferError as error:
         yield Finding("missing", "CUDA", str(error))
     else:
-        yield Finding("ok", "CUDA", "a GPU that can be used")
+        for device in devices:
+            device.close()
+        what = "a GPU that can be used; CUDA is experimental: no run on a GPU is recorded yet"
+        yield Finding("ok", "CUDA", what)
     for extra, (modules, use) in EXTRAS.items():
         absent = [name for name in modules if find_spec(name) is None]
         what = f"for {use}: pip install 'hgt-infer[{extra}]' (no {', '.join(absent)})" if absent else use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from hgt_infer.artifact import PRECISIONS, Artifact
+from hgt_infer.artifact import Artifact
 from hgt_infer.captured_runner import CapturedRunner
 from hgt_infer.cuda import CudaDevice
 from hgt_infer.device import Device
@@ -80,7 +80,7 @@ def open_lanes(
             scheduler.num_slots,
             max_length,
             scheduler.num_slots
-            * KVCache.bytes_per_slot(artifact.config, max_length, PRECISIONS[artifact.precision])
+            * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
             / 1e6,
         )
     return lanes

@@ -23,6 +23,7 @@ from hgt_infer.artifact import (
     is_artifact,
     read_artifact,
 )
+from hgt_infer.cache_folder import cache_folder
 from hgt_infer.checked_json import format_error
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
 from hgt_infer.sampling_params import shown
@@ -105,7 +106,7 @@ def load_artifact(
         return artifact
     if not (folder / CONFIG_FILE).is_file():
         raise format_error(folder, f"an artifact or a checkpoint, with {CONFIG_FILE}", "none")
-    return _export_once(folder, precision, _cache_folder(cache_dir))
+    return _export_once(folder, precision, cache_folder(cache_dir))
 
 
 def _check_path(name: str, allowed: str, value: object) -> None:
@@ -171,16 +172,6 @@ def _files(checkpoint: Path) -> list[Path]:
             return [*texts, checkpoint / first, *sorted(shards)]
     kinds = ", ".join(first for first, *_ in _WEIGHT_FILES)
     raise format_error(checkpoint, f"weights in one of {kinds}", "none (was its download interrupted?)")
-
-
-def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).absolute()
-    own = os.environ.get("HGT_INFER_CACHE")
-    if own:
-        return Path(own).absolute()
-    common = os.environ.get("XDG_CACHE_HOME")
-    return (Path(common).absolute() if common else Path.home() / ".cache") / "hgt_infer"
 
 
 def _download(model: str | os.PathLike[str]) -> Path:

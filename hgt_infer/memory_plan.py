@@ -26,13 +26,14 @@ RESERVE_BYTES = 1 << 30
 
 _FLOAT_BYTES = 4
 _SLOT_STATE_BYTES = 1024  # ids, positions, reports of the blocks in flight; arrays start at multiples of 256
-_NUM_VOCABULARY_ROWS = 4  # of each slot: logits, logit_bias, repetition_penalty, token_counts
+_NUM_VOCABULARY_ROWS = 3  # of each slot: logit_bias, repetition_penalty, token_counts
 _MAX_SPLITS = 32  # pieces of a context that attention kernels compute apart, and then add up in float32
 
 
 def bytes_per_slot(config: ModelConfig, max_length: int, dtype: DTypeLike) -> int:
     """Device memory of one more slot: its cache, its record, and its rows of the vocabulary's size."""
-    vocabulary_rows = _NUM_VOCABULARY_ROWS * config.vocab_size * _FLOAT_BYTES
+    logits_bytes = np.dtype(dtype).itemsize
+    vocabulary_rows = config.vocab_size * (_NUM_VOCABULARY_ROWS * _FLOAT_BYTES + logits_bytes)
     cache = KVCache.bytes_per_slot(config, max_length, dtype)
     return cache + vocabulary_rows + RECORD.itemsize + _SLOT_STATE_BYTES
 
@@ -59,7 +60,7 @@ def model_memory_limit(
     # kernel applies.
     split = _MAX_SPLITS * (config.n_embd + 2 * config.n_head) * _FLOAT_BYTES
     scores = config.n_head * max_length * (itemsize + _FLOAT_BYTES)
-    head = config.vocab_size * (itemsize + _FLOAT_BYTES)  # of every token where a prompt is scored
+    head = config.vocab_size * itemsize  # of every token where a prompt is scored
     # Twice: pieces of other shapes lie in between. A quarter of the weights: copies while they are loaded.
     return weight_bytes + weight_bytes // 4 + 2 * num_tokens * (layer + split + scores + head) + (256 << 20)
 

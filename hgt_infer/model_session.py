@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import PRECISIONS, Artifact
+from hgt_infer.artifact import Artifact
 from hgt_infer.device import Device
 from hgt_infer.kv_cache import KVCache
 
@@ -24,7 +24,7 @@ class ModelBuffers:
     Attributes:
         input_ids, position_ids: int32 [B, S].
         seqlens_k: int32 [B], the position of each row's last token.
-        logits: float32 [B · P, V], of the last P tokens of each row.
+        logits: [B · P, V], of the last P tokens of each row, in the artifact's float_type.
         total_sequence_length: int32 [], at least the largest of seqlens_k + 1.
         first_output: int64 [1], S - P.
     """
@@ -64,10 +64,11 @@ class ModelSession:
             artifact.config,
             num_slots=num_slots,
             max_length=max_length,
-            dtype=PRECISIONS[artifact.precision],
+            dtype=artifact.float_type,
         )
         self._place = device.kind, device.device_id
         self._vocab_size = artifact.config.vocab_size
+        self._logits_type = np.dtype(artifact.float_type).type
 
     def bind(
         self, buffers: ModelBuffers, *, num_rows: int, num_tokens: int, num_outputs: int, first_slot: int = 0
@@ -89,7 +90,7 @@ class ModelSession:
             array: NDArray[Any] = getattr(buffers, name)
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         logits_shape = (num_rows * num_outputs, self._vocab_size)
-        binding.bind_output("logits", *self._place, np.float32, logits_shape, buffers.logits)
+        binding.bind_output("logits", *self._place, self._logits_type, logits_shape, buffers.logits)
         # The same memory as past and as present: the graph appends to it in place.
         cache_type = self.cache.dtype.type
         cache_shape = (num_rows, *self.cache.slot_shape)

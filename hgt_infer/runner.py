@@ -59,7 +59,8 @@ class ModelRunner:
         self.seqlens_k = device.array((num_slots,), np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
         self.first_output = np.zeros(1, np.int64)
-        self.logits = device.array((num_ids, vocab_size), np.float32)
+        self._logits = device.array((num_ids, vocab_size), artifact.float_type)
+        self.logits = self._logits.host.astype(np.float32, copy=False)  # what read_logits has read
         self.uniforms = np.zeros((num_slots, GRAPH_UNIFORMS), np.float32)
         # Settings of each slot, as `graph_settings` returns them.
         self.settings: dict[str, NDArray[Any]] = {
@@ -102,6 +103,13 @@ class ModelRunner:
             else:
                 self._output = self._step(batch.sequences)
 
+    def read_logits(self, num_rows: int) -> NDArray[np.float32]:
+        """The first rows of the last run's logits, float32 [num_rows, V]; the next run overwrites them."""
+        self._logits.download(num_rows)
+        if self.logits is not self._logits.host:
+            self.logits[:num_rows] = self._logits.host[:num_rows]
+        return self.logits[:num_rows]
+
     def collect(self) -> BatchOutput:
         """What the batch that was launched gave."""
         return self._output
@@ -129,10 +137,8 @@ class ModelRunner:
         self.model.run(binding)
         output = BatchOutput()
         if num_scores:
-            self.logits.download(num_rows * num_outputs)
-            output.prompt_logprobs = score_prompts(
-                sequences, self.logits.host[: num_rows * num_outputs], stop
-            )
+            logits = self.read_logits(num_rows * num_outputs)
+            output.prompt_logprobs = score_prompts(sequences, logits, stop)
         return output
 
     def _step(self, sequences: list[Sequence]) -> BatchOutput:
@@ -151,7 +157,7 @@ class ModelRunner:
             self._bindings[num_rows] = self._bind_step(num_rows)
         model_binding, sampler_binding = self._bindings[num_rows]
         self.model.run(model_binding)
-        self.logits.download(num_rows)
+        self.read_logits(num_rows)
         self.sampler.run_with_iobinding(sampler_binding)
 
         to_read = np.flatnonzero(self.unresolved[:num_rows] | self.reads_logits[:num_rows])
@@ -169,7 +175,7 @@ class ModelRunner:
 
     def _read_logits(self, slot: int, sequence: Sequence, output: BatchOutput) -> None:
         """What the graph does not do for a row of a step: log-probabilities, filters that need the host."""
-        logits = self.logits.host[slot]
+        logits = self.logits[slot]
         if self.on_host[slot] or self.unresolved[slot]:
             adjusted = self.is_adjusted[slot]
             try:
@@ -239,7 +245,7 @@ class ModelRunner:
             input_ids=self.input_ids.address,
             position_ids=position_ids.address,
             seqlens_k=self.seqlens_k.address,
-            logits=self.logits.address,
+            logits=self._logits.address,
             total_sequence_length=self.total_sequence_length,
             first_output=self.first_output,
         )
@@ -248,7 +254,7 @@ class ModelRunner:
         """The model's binding and the sampler's over slots 0 … num_rows - 1."""
         sampler_binding = self.sampler.io_binding()
         inputs: dict[str, NDArray[Any]] = {
-            "logits": self.logits.host,
+            "logits": self.logits,
             "seqlens_k": self.seqlens_k.host,
             "uniforms": self.uniforms,
             "is_adjusted": self.is_adjusted,

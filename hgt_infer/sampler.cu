@@ -1,22 +1,77 @@
-// The sampler on CUDA: one block per row draws the row's next token and puts its slot's state one step on.
+// The sampler on CUDA: a cluster of blocks (one block, where many rows run) draws a row's next token and puts the
+// row's slot one step on.
 //
-// Every choice rests on a token's level: how far its logit lies below the row's largest one, over the
-// temperature, as a fixed-point number. A level gives a weight, exp(-level) as a whole number; levels and sums
-// of weights are exact from there, so that no result depends on the order of the threads or on their number.
+// Every choice rests on a token's level: how far its logit lies below the row's largest one, over the temperature,
+// as a fixed-point number. A level gives a weight, exp(-level) as a whole number; levels and sums of weights are
+// exact from there, and the token is the one at which the sum of weights, in the order of ids, passes a random
+// number. So no result depends on the order of the threads, on their number, or on the number of blocks.
 // Filters, their order and their borders are those of hgt_infer/sampling.py. The macros are given to the
 // compiler by hgt_infer/sampling_kernel.py. Layout and meaning of a record: hgt_infer/slot_record.py.
+//
+// A launch has a grid of (blocks of a cluster, rows). A row lies in memory from any element on, while vectors are
+// read at multiples of 8 elements: so a token's *place* is its id plus what the row's start is behind such a
+// multiple. Places come in chunks, and each block has consecutive chunks of its own.
 
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define LEVELS_PER_NAT 134217728.0f  // 2^27: floats above 1/8 have levels of their own
-#define MAX_NATS 27.5f               // exp(-27.5) · 2^40 is 1.2
+#define MAX_LEVEL 3690987520.0f      // of 27.5 nats: exp(-27.5) · 2^40 is 1.2
 #define WEIGHT_ONE 1099511627776.0f  // 2^40: the weight of the likeliest token
 #define NO_LEVEL 0xffffffffu         // too light to be drawn, or banned
-#define LANES 1024  // token ids id, id + LANES, … belong to a lane; the order of tokens goes lane by lane
-#define GROUP 32
-#define LANE_SIZE ((VOCAB_SIZE + LANES - 1) / LANES)
 #define INFINITE __int_as_float(0x7f800000)
+#define ALL_LANES 0xffffffffu
+#define WARP (BLOCK < 32 ? BLOCK : 32)
+#define NUM_WARPS (BLOCK / WARP)
+#define NUM_TAKEN 4  // levels that a thread takes at once
+#define NUM_CHUNKS ((VOCAB_SIZE + NUM_READ - 1 + CHUNK - 1) / CHUNK)
+#define NUM_VALUES (NUM_CHUNKS > NUM_BINS ? NUM_CHUNKS : NUM_BINS)
+
+#if LOGIT_BYTES == 2
+typedef u16 Logit;  // the bits of a float16
+#else
+typedef float Logit;
+#endif
+
+#ifndef ON_HOST
+#define UNROLLED _Pragma("unroll")  // an array in registers needs indices that the compiler knows
+
+static __device__ void* block_memory() {
+    extern __shared__ uint4 memory[];
+    return memory;
+}
+
+// The same address in the memory of another block of the cluster.
+template <typename T>
+static __device__ T* peer(T* own, int rank) {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        u64 address;
+        asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(own), "r"(rank));
+        return (T*)address;
+    }
+#endif
+    return own;
+}
+
+// Wait for every thread of the cluster; what each has written before is seen behind it.
+static __device__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+        asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+        return;
+    }
+#endif
+    __syncthreads();
+}
+
+static __device__ float half_to_float(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+#endif
 
 struct Record {
     u64 seed, sample_index;  // the key of the random numbers
@@ -34,43 +89,126 @@ struct Record {
     int unused;
 };
 
-// The row at hand: logits [VOCAB_SIZE] and, where it is adjusted, what is added and multiplied.
+// A histogram whose bins are added to by any number of threads at once. Two halves: the GPU adds 32 bits in
+// shared memory by itself, 64 bits by trying until nobody else was faster.
+struct Bins {
+    u32 low[NUM_BINS], high[NUM_BINS];
+};
+
+// Where a running sum of values reaches a goal: values before `index` add up to `before`, and it adds `at`.
+struct Found {
+    u32 index;
+    u64 before, at, goal;
+};
+
+// What a block has in its own memory; behind it the levels of its places.
+struct alignas(16) Shared {
+    Bins bins[2];             // in turns: one is cleared while the other one is read
+    u64 values[NUM_VALUES];   // of the whole cluster: bins or chunks; or weights of a chunk
+    u64 chunks[NUM_CHUNKS];   // sums of the block's own chunks
+    u64 peaks[32];            // of each warp
+    u64 peak;                 // of the block
+    Found found;
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "hgt_infer/sampling_kernel.py reckons with another size");
+
+// The row at hand. Pointers are to place 0, which may lie before the row.
 struct Row {
-    const float* logits;
+    const Logit* logits;
     const float* logit_bias;          // or null
     const float* repetition_penalty;  // or null
     const int* suppressed_ids;        // or null
-    float peak, temperature;
+    int shift;                        // place of id 0
+    int first_chunk, last_chunk;      // of this block; the last one excluded
+    float peak, levels_per_logit;
+    u32* kept;  // levels of this block's places, where KEEPS_LEVELS
+    Shared* shared;
+    int turn;  // which of the bins is clear
 };
 
-static __device__ float adjusted_logit(const Row& row, int id) {
-    float logit = row.logits[id];
-    if (row.logit_bias) {
-        logit += row.logit_bias[id];
-        float penalty = row.repetition_penalty[id];
-        logit = logit < 0 ? logit * penalty : logit / penalty;
+static __device__ int lane_of_thread() { return threadIdx.x % WARP; }
+static __device__ int warp_of_thread() { return threadIdx.x / WARP; }
+
+// Reading logits
+
+[[maybe_unused]] static __device__ float to_float(u16 bits) { return half_to_float(bits); }
+static __device__ float to_float(float value) { return value; }
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
+    T values[N];
+};
+
+// Values of the N places from `place` on, a multiple of N; what is not in the vocabulary gets `other`.
+template <int N, typename T>
+static __device__ void read(const T* row, int place, int shift, float other, float* values) {
+    int id = place - shift;
+    if (id >= 0 && id + N <= VOCAB_SIZE) {
+        Vector<T, N> vector = *(const Vector<T, N>*)(row + place);
+        UNROLLED for (int i = 0; i < N; i++) values[i] = to_float(vector.values[i]);
+    } else {
+        UNROLLED for (int i = 0; i < N; i++)
+            values[i] = id + i >= 0 && id + i < VOCAB_SIZE ? to_float(row[place + i]) : other;
     }
-    if (row.suppressed_ids)
-        for (int i = 0; i < NUM_EOS_TOKENS; i++)
-            if (row.suppressed_ids[i] == id) logit = -INFINITE;
-    return logit;
 }
 
-static __device__ u32 level_of(const Row& row, int id) {
-    float nats = (row.peak - adjusted_logit(row, id)) / row.temperature;
-    return nats <= MAX_NATS ? (u32)(nats * LEVELS_PER_NAT) : NO_LEVEL;
+template <int N>
+static __device__ void read_logits(const Row& row, int place, float* logits) {
+    read<N>(row.logits, place, row.shift, -INFINITE, logits);
+    if (row.logit_bias) {
+        float bias[N], penalty[N];
+        read<N>(row.logit_bias, place, row.shift, 0, bias);
+        read<N>(row.repetition_penalty, place, row.shift, 1, penalty);
+        UNROLLED for (int i = 0; i < N; i++) {
+            logits[i] += bias[i];
+            logits[i] = logits[i] < 0 ? logits[i] * penalty[i] : logits[i] / penalty[i];
+        }
+    }
+    if (row.suppressed_ids)
+        for (int k = 0; k < NUM_EOS_TOKENS; k++) {
+            int suppressed = row.suppressed_ids[k] + row.shift - place;
+            UNROLLED for (int i = 0; i < N; i++)
+                if (i == suppressed && row.suppressed_ids[k] >= 0) logits[i] = -INFINITE;
+        }
+}
+
+// Levels and weights
+
+static __device__ u32 level_of(const Row& row, float logit) {
+    float level = (row.peak - logit) * row.levels_per_logit;
+    return level <= MAX_LEVEL ? (u32)level : NO_LEVEL;
+}
+
+// Levels of the NUM_TAKEN places from `place` on, which is one of this block's.
+static __device__ void take_levels(const Row& row, int place, u32* levels) {
+#if KEEPS_LEVELS
+    uint4 vector = *(const uint4*)(row.kept + (place - CHUNK * row.first_chunk));
+    levels[0] = vector.x;
+    levels[1] = vector.y;
+    levels[2] = vector.z;
+    levels[3] = vector.w;
+#else
+    float logits[NUM_TAKEN];
+    read_logits<NUM_TAKEN>(row, place, logits);
+    UNROLLED for (int i = 0; i < NUM_TAKEN; i++) levels[i] = level_of(row, logits[i]);
+#endif
 }
 
 static __device__ u64 weight_of(u32 level) {
     return (u64)(expf((float)level * (-1.0f / LEVELS_PER_NAT)) * WEIGHT_ONE);
 }
 
-// A token's weight where it stays: below `limit`, or at it with an id up to last_tie; 0 elsewhere.
-static __device__ u64 kept_weight(const Row& row, int id, u32 limit, int last_tie, u64 lightest) {
-    u32 level = level_of(row, id);
-    if (level > limit || (level == limit && id > last_tie)) return 0;
+// What the filters leave: levels below `limit`, and at it the ids up to last_tie; of these no weight under `lightest`.
+struct Filter {
+    u32 limit;
+    int last_tie;
+    u64 lightest;
+};
+
+static __device__ u64 kept_weight(const Filter& filter, u32 level, int id) {
+    if (level > filter.limit || (level == filter.limit && id > filter.last_tie)) return 0;
     u64 weight = weight_of(level);
-    return weight < lightest ? 0 : weight;
+    return weight < filter.lightest ? 0 : weight;
 }
 
 // Word `index` of the stream that NumPy's Philox gives for key {seed, sample_index}: Philox4x64-10 (Salmon et al.,
@@ -90,41 +228,110 @@ static __device__ u64 philox(u64 key0, u64 key1, u64 index) {
     return index % 4 == 0 ? c0 : index % 4 == 1 ? c1 : index % 4 == 2 ? c2 : c3;
 }
 
-// Of the whole block: every thread calls them, and gets the same result.
+// Of the whole cluster: every thread calls what follows, and gets the same result.
 
-static __device__ float block_max(float value) {
-    __shared__ float values[BLOCK];
-    int thread = threadIdx.x;
-    values[thread] = value;
-    __syncthreads();
-    for (int half = BLOCK / 2; half > 0; half /= 2) {
-        if (thread < half && values[thread + half] > values[thread]) values[thread] = values[thread + half];
-        __syncthreads();
-    }
-    float result = values[0];
-    __syncthreads();
-    return result;
+// A logit and an id as one number: larger for a larger logit, and for the lower of two ids with equal logits.
+static __device__ u64 candidate(float logit, int id) {
+    u32 bits = __float_as_uint(logit + 0.0f);  // -0 becomes 0, which it equals
+    u32 ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (u64)ordered << 32 | (u32)~id;
 }
 
-// The sum of a value of each lane: `lanes` has one per lane, whichever thread wrote it.
-static __device__ u64 lanes_total(const u64* lanes, u64* groups) {
-    __syncthreads();
-    for (int group = threadIdx.x; group < LANES / GROUP; group += BLOCK) {
-        u64 sum = 0;
-        for (int i = 0; i < GROUP; i++) sum += lanes[GROUP * group + i];
-        groups[group] = sum;
-    }
-    __syncthreads();
-    u64 total = 0;
-    for (int group = 0; group < LANES / GROUP; group++) total += groups[group];
-    return total;
+static __device__ float logit_of(u64 candidate) {
+    u32 ordered = (u32)(candidate >> 32);
+    return __uint_as_float(ordered >> 31 ? ordered ^ 0x80000000u : ~ordered);
 }
 
-// A histogram whose bins are added to by any number of threads at once. Two halves: the GPU adds 32 bits in
-// shared memory by itself, 64 bits by trying until nobody else was faster.
-struct Bins {
-    u32 low[256], high[256];
-};
+static __device__ int id_of(u64 candidate) { return (int)~(u32)candidate; }
+
+static __device__ u64 warp_max(u64 value) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        u64 other = __shfl_xor_sync(ALL_LANES, value, distance);
+        if (other > value) value = other;
+    }
+    return value;
+}
+
+// The largest logit, infinite if one is not a number, and the first id that has it. Keeps the block's logits.
+static __device__ u64 find_peak(const Row& row) {
+    Shared& shared = *row.shared;
+    u64 peak = 0;
+    int first = CHUNK * row.first_chunk, last = CHUNK * row.last_chunk;
+    for (int place = first + NUM_READ * threadIdx.x; place < last; place += NUM_READ * BLOCK) {
+        float logits[NUM_READ];
+        read_logits<NUM_READ>(row, place, logits);
+#if KEEPS_LEVELS
+        UNROLLED for (int i = 0; i < NUM_READ; i += 4)
+            *(uint4*)(row.kept + (place - first + i)) =
+                {__float_as_uint(logits[i]), __float_as_uint(logits[i + 1]),
+                 __float_as_uint(logits[i + 2]), __float_as_uint(logits[i + 3])};
+#endif
+        UNROLLED for (int i = 0; i < NUM_READ; i++) {
+            float logit = logits[i] < INFINITE ? logits[i] : INFINITE;  // not a number: as bad as infinite
+            u64 here = candidate(logit, place + i - row.shift);
+            if (here > peak) peak = here;
+        }
+    }
+    peak = warp_max(peak);
+    if (lane_of_thread() == 0) shared.peaks[warp_of_thread()] = peak;
+    __syncthreads();
+    if (warp_of_thread() == 0) {
+        peak = 0;
+        for (int warp = lane_of_thread(); warp < NUM_WARPS; warp += WARP)
+            if (shared.peaks[warp] > peak) peak = shared.peaks[warp];
+        peak = warp_max(peak);
+        if (lane_of_thread() == 0) shared.peak = peak;
+    }
+    cluster_sync();
+    for (int rank = 0; rank < gridDim.x; rank++) {
+        u64 other = *peer(&shared.peak, rank);
+        if (rank == 0 || other > peak) peak = other;
+    }
+    return peak;
+}
+
+// Put levels in place of the logits that find_peak has kept.
+static __device__ void keep_levels(const Row& row) {
+#if KEEPS_LEVELS
+    int num_places = CHUNK * (row.last_chunk - row.first_chunk);
+    for (int i = 4 * threadIdx.x; i < num_places; i += 4 * BLOCK) {
+        uint4* vector = (uint4*)(row.kept + i);
+        uint4 logits = *vector;
+        *vector = {level_of(row, __uint_as_float(logits.x)), level_of(row, __uint_as_float(logits.y)),
+                   level_of(row, __uint_as_float(logits.z)), level_of(row, __uint_as_float(logits.w))};
+    }
+    __syncthreads();
+#endif
+}
+
+// Where the running sum of shared.values[0 … count - 1] reaches the goal that goal_of makes of their total; at the
+// last value if it never does. The values are written, and a barrier is passed, before.
+template <typename Goal>
+static __device__ Found search(Shared& shared, int count, Goal goal_of) {
+    if (warp_of_thread() == 0) {
+        int lane = lane_of_thread(), num_own = (count + WARP - 1) / WARP;
+        int first = lane * num_own, last = first + num_own < count ? first + num_own : count;
+        u64 own = 0;
+        for (int i = first; i < last; i++) own += shared.values[i];
+        u64 reached = own;
+        for (int distance = 1; distance < WARP; distance *= 2) {
+            u64 other = __shfl_up_sync(ALL_LANES, reached, distance);
+            if (lane >= distance) reached += other;
+        }
+        u64 total = __shfl_sync(ALL_LANES, reached, WARP - 1);
+        u64 goal = goal_of(total), before = reached - own;
+        if (goal > total) {
+            u64 at = shared.values[count - 1];
+            if (lane == 0) shared.found = {(u32)count - 1, total - at, at, goal};
+        } else if (before < goal && goal <= reached) {
+            int i = first;
+            while (before + shared.values[i] < goal) before += shared.values[i++];
+            shared.found = {(u32)i, before, shared.values[i], goal};
+        }
+    }
+    __syncthreads();
+    return shared.found;
+}
 
 static __device__ void add(Bins& bins, u32 bin, u64 value) {
     u32 low = (u32)value;
@@ -133,168 +340,164 @@ static __device__ void add(Bins& bins, u32 bin, u64 value) {
     if (high) atomicAdd(&bins.high[bin], high);
 }
 
-static __device__ u64 value_of(const Bins& bins, u32 bin) { return (u64)bins.high[bin] << 32 | bins.low[bin]; }
-
 // What is summed up to a goal, digit by digit.
 enum What { TOKENS, WEIGHT, TIES };
 
-// The lowest key K at which the tokens with keys 0 … K reach `goal`. The key is a token's level, and what is summed
+// The lowest key K at which the tokens with keys 0 … K reach the goal. The key is a token's level, and what is summed
 // are tokens or their weights, of levels up to `limit`; or it is the id of a token whose level is `limit`
-// (TIES). *before is what keys below K reach, *at what K itself adds. A goal out of reach gives 0xffffffff.
-static __device__ u32 key_that_reaches(const Row& row, u64 goal, What what, u32 limit, u64* before, u64* at) {
-    __shared__ Bins bins;
-    __shared__ u64 groups[16], chosen_before;
-    __shared__ u32 chosen;
-    u32 prefix = 0;
-    u64 sum = 0;
-    const int first = what == TIES && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
-    for (int shift = first; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
-        for (int bin = threadIdx.x; bin < 256; bin += BLOCK) bins.low[bin] = bins.high[bin] = 0;
-        __syncthreads();
-        for (int id = threadIdx.x; id < VOCAB_SIZE; id += BLOCK) {
-            u32 level = level_of(row, id);
-            u32 key = what == TIES ? id : level;
-            bool is_summed = what == TIES ? level == limit : level <= limit;
-            bool has_prefix = shift == 24 || (key ^ prefix) >> (shift + 8) == 0;
-            if (is_summed && has_prefix) add(bins, key >> shift & 255, what == WEIGHT ? weight_of(level) : 1);
+// (TIES). The goal is made of the sum over all keys. A goal out of reach gives the index 0xffffffff.
+template <typename Goal>
+static __device__ Found key_that_reaches(Row& row, What what, u32 limit, Goal goal_of) {
+    Shared& shared = *row.shared;
+    Found result = {0, 0, 0, 0};
+    const int top = what == TIES && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
+    const int first = CHUNK * row.first_chunk, last = CHUNK * row.last_chunk;
+    for (int shift = top; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
+        Bins& bins = shared.bins[row.turn];
+        Bins& others = shared.bins[row.turn ^= 1];
+        for (int place = first + NUM_TAKEN * threadIdx.x; place < last; place += NUM_TAKEN * BLOCK) {
+            u32 levels[NUM_TAKEN];
+            take_levels(row, place, levels);
+            UNROLLED for (int i = 0; i < NUM_TAKEN; i++) {
+                u32 level = levels[i], key = what == TIES ? place + i - row.shift : level;
+                bool is_summed = what == TIES ? level == limit : level <= limit;
+                bool has_prefix = shift == top || (key ^ result.index) >> (shift + 8) == 0;
+                if (is_summed && has_prefix)
+                    add(bins, key >> shift & 255, what == WEIGHT ? weight_of(level) : 1);
+            }
+        }
+        cluster_sync();
+        for (int bin = threadIdx.x; bin < NUM_BINS; bin += BLOCK) {
+            u64 sum = 0;
+            for (int rank = 0; rank < gridDim.x; rank++) {
+                const Bins& theirs = *peer(&bins, rank);
+                sum += (u64)theirs.high[bin] << 32 | theirs.low[bin];
+            }
+            shared.values[bin] = sum;
+            others.low[bin] = others.high[bin] = 0;  // read by all before the barrier above
         }
         __syncthreads();
-        for (int group = threadIdx.x; group < 16; group += BLOCK) {
-            groups[group] = 0;
-            for (int i = 0; i < 16; i++) groups[group] += value_of(bins, 16 * group + i);
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            int group = 0;
-            while (group < 15 && sum + groups[group] < goal) sum += groups[group++];
-            int bin = 16 * group;
-            while (bin < 16 * group + 15 && sum + value_of(bins, bin) < goal) sum += value_of(bins, bin++);
-            chosen = bin;
-            chosen_before = sum;
-        }
-        __syncthreads();
-        prefix |= chosen << shift;
-        sum = chosen_before;
-        *at = value_of(bins, chosen);
-        __syncthreads();
+        Found digit = search(shared, NUM_BINS, [&](u64 total) {
+            return shift == top ? goal_of(total) : result.goal - result.before;
+        });
+        if (shift == top) result.goal = digit.goal;
+        result.index |= digit.index << shift;
+        result.before += digit.before;
+        result.at = digit.at;
     }
-    *before = sum;
-    return prefix;
+    return result;
 }
 
-// The likeliest token, of equally likely ones that with the lowest id.
-static __device__ int likeliest(const Row& row) {
-    int first = VOCAB_SIZE;
-    for (int id = threadIdx.x; id < VOCAB_SIZE; id += BLOCK)
-        if (id < first && adjusted_logit(row, id) == row.peak) first = id;
-    return (int)-block_max((float)-first);
-}
-
-// A token drawn in proportion to the weights of those that the filters leave.
-static __device__ int drawn(const Row& row, const Record& record, u64 random) {
-    __shared__ u64 lanes[LANES], groups[LANES / GROUP], weights[LANE_SIZE], rest;
-    __shared__ int lane, token_id;
-    u32 limit = NO_LEVEL - 1;      // the last level that stays
-    int last_tie = VOCAB_SIZE - 1;  // the last id that stays there
-    u64 before, at;
+// The token at which the sum of weights passes the random share of their total, in the block that has it; in the
+// others -1.
+static __device__ int drawn(Row& row, const Record& record, u64 random) {
+    Shared& shared = *row.shared;
+    Filter filter = {NO_LEVEL - 1, VOCAB_SIZE - 1, (u64)(record.min_p * WEIGHT_ONE)};
+    keep_levels(row);
     if (record.top_k > 0 && record.top_k < VOCAB_SIZE) {
-        u32 level = key_that_reaches(row, record.top_k, TOKENS, limit, &before, &at);
-        limit = level < limit ? level : limit;
+        u64 top_k = record.top_k;
+        u32 level = key_that_reaches(row, TOKENS, filter.limit, [=](u64) { return top_k; }).index;
+        filter.limit = level < filter.limit ? level : filter.limit;
     }
     if (record.top_p < 1) {
-        for (int i = threadIdx.x; i < LANES; i += BLOCK) {
-            u64 sum = 0;
-            for (int id = i; id < VOCAB_SIZE; id += LANES) {
-                u32 level = level_of(row, id);
-                if (level <= limit) sum += weight_of(level);
-            }
-            lanes[i] = sum;
-        }
-        u64 goal = (u64)ceil((double)lanes_total(lanes, groups) * record.top_p);
-        if (goal < 1) goal = 1;
-        limit = key_that_reaches(row, goal, WEIGHT, limit, &before, &at);
-        u64 weight = weight_of(limit);
-        if (goal - before <= at - weight) {  // not all of the last level stay: those with the lowest ids
-            u64 num_ties = (goal - before + weight - 1) / weight;
-            last_tie = key_that_reaches(row, num_ties, TIES, limit, &before, &at);
+        double top_p = record.top_p;
+        Found last = key_that_reaches(row, WEIGHT, filter.limit, [=](u64 total) {
+            u64 goal = (u64)ceil((double)total * top_p);
+            return goal < 1 ? 1 : goal;
+        });
+        filter.limit = last.index;
+        u64 weight = weight_of(filter.limit);
+        if (last.goal - last.before <= last.at - weight) {  // not all of the last level: those with the lowest ids
+            u64 num_ties = (last.goal - last.before + weight - 1) / weight;
+            filter.last_tie = key_that_reaches(row, TIES, filter.limit, [=](u64) { return num_ties; }).index;
         }
     }
-    u64 lightest = (u64)(record.min_p * WEIGHT_ONE);
 
-    for (int i = threadIdx.x; i < LANES; i += BLOCK) {
+    for (int chunk = row.first_chunk + warp_of_thread(); chunk < row.last_chunk; chunk += NUM_WARPS) {
         u64 sum = 0;
-        for (int id = i; id < VOCAB_SIZE; id += LANES) sum += kept_weight(row, id, limit, last_tie, lightest);
-        lanes[i] = sum;
+        for (int i = NUM_TAKEN * lane_of_thread(); i < CHUNK; i += NUM_TAKEN * WARP) {
+            u32 levels[NUM_TAKEN];
+            int place = CHUNK * chunk + i;
+            take_levels(row, place, levels);
+            UNROLLED for (int j = 0; j < NUM_TAKEN; j++) sum += kept_weight(filter, levels[j], place + j - row.shift);
+        }
+        for (int distance = WARP / 2; distance > 0; distance /= 2)
+            sum += __shfl_xor_sync(ALL_LANES, sum, distance);
+        if (lane_of_thread() == 0) shared.chunks[chunk] = sum;
     }
-    u64 total = lanes_total(lanes, groups);
-    if (threadIdx.x == 0) {
-        u64 target = __umul64hi(random, total);  // 0 … total - 1
-        int group = 0;
-        while (target >= groups[group]) target -= groups[group++];
-        int i = GROUP * group;
-        while (target >= lanes[i]) target -= lanes[i++];
-        lane = i;
-        rest = target;
+    cluster_sync();
+    int num_own = (NUM_CHUNKS + gridDim.x - 1) / gridDim.x;
+    for (int chunk = threadIdx.x; chunk < NUM_CHUNKS; chunk += BLOCK)
+        shared.values[chunk] = *peer(&shared.chunks[chunk], chunk / num_own);
+    __syncthreads();
+    // A sum passes 0 … total - 1 where it reaches one more.
+    Found found = search(shared, NUM_CHUNKS, [=](u64 total) { return __umul64hi(random, total) + 1; });
+    int chunk = found.index;
+    if (chunk < row.first_chunk || chunk >= row.last_chunk) return -1;
+    for (int i = NUM_TAKEN * threadIdx.x; i < CHUNK; i += NUM_TAKEN * BLOCK) {
+        u32 levels[NUM_TAKEN];
+        int place = CHUNK * chunk + i;
+        take_levels(row, place, levels);
+        UNROLLED for (int j = 0; j < NUM_TAKEN; j++)
+            shared.values[i + j] = kept_weight(filter, levels[j], place + j - row.shift);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < LANE_SIZE; i += BLOCK) {
-        int id = lane + LANES * i;
-        weights[i] = id < VOCAB_SIZE ? kept_weight(row, id, limit, last_tie, lightest) : 0;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        int i = 0;
-        u64 target = rest;
-        while (target >= weights[i]) target -= weights[i++];
-        token_id = lane + LANES * i;
-    }
-    __syncthreads();
-    return token_id;
+    u64 goal = found.goal - found.before;
+    return CHUNK * chunk + search(shared, CHUNK, [=](u64) { return goal; }).index - row.shift;
 }
 
 // logits [rows, VOCAB_SIZE]; input_ids, positions [rows]: the state of each row, put one step on;
 // records [rows]; logit_bias, repetition_penalty, token_counts [rows, VOCAB_SIZE] of adjusted rows;
-// token_ids [rows]: what is reported.
+// token_ids [rows]: what is reported. All arrays [rows, VOCAB_SIZE] start at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(BLOCK) sample(
-    const float* logits, int* input_ids, int* positions, const Record* records, float* logit_bias,
+    const Logit* logits, int* input_ids, int* positions, const Record* records, float* logit_bias,
     float* repetition_penalty, u32* token_counts, int* token_ids) {
-    int row_index = blockIdx.x;
-    size_t first = (size_t)row_index * VOCAB_SIZE;
+    Shared& shared = *(Shared*)block_memory();
+    const int row_index = blockIdx.y;
+    const size_t first = (size_t)row_index * VOCAB_SIZE;
     const Record& record = records[row_index];
-    int position = positions[row_index];
-    __syncthreads();  // before thread 0 writes what all have read
+    const int position = positions[row_index];
+    for (int bin = threadIdx.x; bin < NUM_BINS; bin += BLOCK)
+        for (Bins& bins : shared.bins) bins.low[bin] = bins.high[bin] = 0;
+    cluster_sync();  // before one thread writes what all have read
 
     int next_id = record.fed_tokens[position + 1 < NUM_FED_TOKENS ? position + 1 : NUM_FED_TOKENS - 1];
     int report = FED;
+    bool is_writer = blockIdx.x == 0;
     if (record.holds == STANDS) {
         report = HELD;
     } else if (next_id < 0) {
-        Row row = {logits + first, 0, 0, 0, 0, record.temperature};
+        const int shift = first % NUM_READ;
+        const int num_own = (NUM_CHUNKS + gridDim.x - 1) / gridDim.x;
+        const int first_chunk = num_own * blockIdx.x < NUM_CHUNKS ? num_own * blockIdx.x : NUM_CHUNKS;
+        const int last_chunk = first_chunk + num_own < NUM_CHUNKS ? first_chunk + num_own : NUM_CHUNKS;
+        Row row = {logits + first - shift, 0, 0, 0, shift, first_chunk, last_chunk, 0, 0,
+                   (u32*)(&shared + 1), &shared, 0};
         if (record.is_adjusted) {
-            row.logit_bias = logit_bias + first;
-            row.repetition_penalty = repetition_penalty + first;
+            row.logit_bias = logit_bias + first - shift;
+            row.repetition_penalty = repetition_penalty + first - shift;
         }
-        if (position + 1 < record.min_length) row.suppressed_ids = record.eos_token_ids;
-        float peak = -INFINITE;
-        for (int id = threadIdx.x; id < VOCAB_SIZE; id += BLOCK) {
-            float logit = adjusted_logit(row, id);
-            if (!(logit < INFINITE)) peak = INFINITE;  // NaN too
-            if (logit > peak) peak = logit;
-        }
-        row.peak = block_max(peak);
+        if (position + 1 < record.min_length && record.eos_token_ids[0] >= 0)
+            row.suppressed_ids = record.eos_token_ids;
+        u64 peak = find_peak(row);
+        row.peak = logit_of(peak);
         if (row.peak - row.peak != 0) {
             report = UNRESOLVED;  // nothing left, or not a number: the host says which
         } else {
-            int step = position - (record.prompt_length - 1);
-            u64 word = (u64)(step > 0 ? step : 0) * WORDS_PER_STEP;
-            next_id = record.temperature == 0
-                          ? likeliest(row)
-                          : drawn(row, record, philox(record.seed, record.sample_index, word));
+            if (record.temperature == 0) {
+                next_id = id_of(peak);
+            } else {
+                row.levels_per_logit = LEVELS_PER_NAT / record.temperature;
+                int step = position - (record.prompt_length - 1);
+                u64 word = (u64)(step > 0 ? step : 0) * WORDS_PER_STEP;
+                next_id = drawn(row, record, philox(record.seed, record.sample_index, word));
+                is_writer = next_id >= 0;
+            }
             report = record.holds ? HELD - next_id : next_id;
         }
     }
 
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && is_writer) {
         token_ids[row_index] = report;
         if (report >= FED) {
             input_ids[row_index] = next_id;
@@ -307,4 +510,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
             token_counts[at]++;
         }
     }
+    cluster_sync();  // a block's memory stays until every other one has read it
 }

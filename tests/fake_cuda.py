@@ -14,11 +14,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host_kernel import host_kernel
+from host_kernel import HostKernel, host_kernel
 from numpy.typing import NDArray
 
 from hgt_infer import cuda_runtime as cuda
@@ -28,6 +29,7 @@ from hgt_infer.device import CpuDevice
 
 POISON = 0xFF  # NaN as a float of any width, -1 as an integer
 ALIGNMENT = 256  # of cudaMalloc
+MAX_SHARED_BYTES = 227 << 10  # of a block, as an H100 has it
 HOST_INPUTS = ("total_sequence_length", "first_output")
 ILLEGAL_ADDRESS = 700  # cudaErrorIllegalAddress: every later call fails as well
 
@@ -146,6 +148,14 @@ class FakeCudart:
     def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802
         _current.device = device_id
         return self._status("cudaSetDevice")
+
+    def cudaDeviceGetAttribute(self, out: Any, attribute: int, device_id: int) -> int:  # noqa: N802
+        out._obj.value = {
+            cuda.COMPUTE_CAPABILITY_MAJOR: 9,
+            cuda.COMPUTE_CAPABILITY_MINOR: 0,
+            cuda.MAX_SHARED_BYTES_OPTIN: MAX_SHARED_BYTES,
+        }[attribute]
+        return self._status("cudaDeviceGetAttribute")
 
     def cudaMemGetInfo(self, free: Any, total: Any) -> int:  # noqa: N802
         used = sum(block.nbytes for block in self.device_memory.values())
@@ -379,22 +389,31 @@ class FakeCudaDevice(CudaDevice):
 
 
 class FakeKernel:
-    """A kernel that g++ compiled for the host, launched on the fake's stream, a thread per block."""
+    """A kernel that g++ compiled for the host, launched on the fake's stream.
 
-    def __init__(
-        self, device: FakeCudaDevice, run: Callable[[int, Sequence[int]], None], addresses: list[int]
-    ) -> None:
+    The fake runs clusters of one block alone: more threads on the host are slower, and change no result.
+    """
+
+    def __init__(self, device: FakeCudaDevice, run: HostKernel, addresses: list[int]) -> None:
         self._device: FakeCudaDevice = weakref.proxy(device)
         self._run = run
         self._addresses = addresses
 
-    def launch(self, num_blocks: int) -> None:
+    def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
+        """See Kernel."""
+        return int(cluster_size == 1)
+
+    def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
         """Queue a run."""
         assert GATE.is_open, "a launch outside of at_work()"
-        self._device.cudart.queue(lambda: self._run(num_blocks, self._addresses))
+        assert shared_bytes <= MAX_SHARED_BYTES
+        run = partial(
+            self._run, num_rows, self._addresses, cluster_size=cluster_size, shared_bytes=shared_bytes
+        )
+        self._device.cudart.queue(run)
 
     def close(self) -> None:
-        """See CudaKernel."""
+        """See Kernel."""
         assert self._device.cudart.num_pending == 0, "unloaded while it may run"
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
 
 TOOLS = ("gcc", "nm", "readelf", "c++filt")
 
@@ -54,6 +58,7 @@ Status cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }
 Status cudaMemGetInfo(size_t *free, size_t *total) { *free = *total = 1ul << 37; return 0; }
 Status cudaDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 132 : 1024;
+    if (attribute == 97) *value = 227 << 10;  // shared memory of a block
     return 0;
 }
 Status cudaGetDeviceProperties(char *properties, int device) {
@@ -192,6 +197,30 @@ Status cublasGetMathMode(Handle handle, int *mode) { *mode = 0; return 0; }
 const char *cublasGetStatusName(Status status) { return "stub"; }
 const char *cublasGetStatusString(Status status) { return "stub"; }
 
+// cuDNN, as far as attention calls it: of whatever is asked for there is one, and every size is 0
+static Status note(const char *call) { stub_write(call, ""); return 0; }
+size_t cudnnGetVersion(void) { return 91600; }
+const char *cudnnGetErrorString(Status status) { return "stub"; }
+void cudnnGetLastErrorString(char *text, size_t size) { *text = 0; }
+Status cudnnCreate(Handle *handle) { give(handle); return note(__func__); }
+Status cudnnDestroy(Handle handle) { return note(__func__); }
+Status cudnnSetStream(Handle handle, Handle stream) { return note(__func__); }
+Status cudnnGetStream(Handle handle, Handle *stream) { give(stream); return note(__func__); }
+Status cudnnBackendCreateDescriptor(int type, Handle *made) { give(made); return note(__func__); }
+Status cudnnBackendDestroyDescriptor(Handle descriptor) { return note(__func__); }
+Status cudnnBackendSetAttribute(Handle descriptor, int name, int type, long count, const void *values) {
+    return note(__func__);
+}
+Status cudnnBackendGetAttribute(Handle descriptor, int name, int type, long size, long *count, void *values) {
+    enum { INT64 = 3, KNOB_TYPE = 9, DESCRIPTOR = 15, INT32 = 23 };
+    if (count) *count = type == DESCRIPTOR;  // which the caller has made
+    if (values && size && (type == INT64 || type == INT32 || type == KNOB_TYPE))
+        memset(values, 0, type == INT64 ? 8 : 4);
+    return note(__func__);
+}
+Status cudnnBackendFinalize(Handle descriptor) { return note(__func__); }
+Status cudnnBackendExecute(Handle handle, Handle plan, Handle arguments) { return note(__func__); }
+
 // Driver
 Status cuInit(unsigned flags) { return 0; }
 Status cuDeviceGetCount(int *count) { *count = 1; return 0; }
@@ -209,13 +238,28 @@ Status cuModuleGetFunction(Handle *function, Handle module, const char *name) {
     stub_write("cuModuleGetFunction", name);
     return give(function);
 }
-Status cuLaunchKernel(Handle function, unsigned grid, unsigned y, unsigned z, unsigned block, unsigned by,
-                      unsigned bz, unsigned shared, Handle stream, Handle *arguments, Handle *extra) {
-    char detail[64];
-    snprintf(detail, sizeof detail, "%u %u", grid, block);
-    stub_write("cuLaunchKernel", detail);
+typedef struct { int id, pad; unsigned cluster[3], rest[13]; } Attribute;
+typedef struct {
+    Dim3 grid, block;
+    unsigned shared_bytes;
+    Handle stream;
+    Attribute *attributes;
+    unsigned num_attributes;
+} Config;
+Status cuLaunchKernelEx(const Config *config, Handle function, Handle *arguments, Handle *extra) {
+    char detail[99];
+    int has_cluster = config->num_attributes && config->attributes->id == 4;
+    unsigned cluster = has_cluster ? config->attributes->cluster[0] : 1;
+    snprintf(detail, sizeof detail, "%u %u of %u, clusters of %u, %u bytes", config->grid.x, config->grid.y,
+             config->block.x, cluster, config->shared_bytes);
+    stub_write("cuLaunchKernelEx", detail);
     return 0;
 }
+Status cuOccupancyMaxActiveClusters(int *number, Handle function, const Config *config) {
+    *number = 132 / config->attributes->cluster[0];
+    return 0;
+}
+Status cuFuncSetAttribute(Handle function, int attribute, int value) { return 0; }
 Status cuGetErrorName(Status status, const char **name) { *name = "stub"; return 0; }
 
 // What hgt_infer calls of the runtime and ONNX Runtime does not
@@ -231,13 +275,15 @@ Status cudaStreamDestroy(Handle stream) { return 0; }
 Status cudaFree(Handle address) { stub_write("cudaFree", ""); free(address); return 0; }
 Status cudaFreeHost(Handle address) { free(address); return 0; }
 
-// NVRTC: its machine code is the options and the size of the source
+// NVRTC, of a version that never was: its machine code is the options and the size of the source
 static char program[4096];
+Status nvrtcVersion(int *major, int *minor) { *major = *minor = 0; return 0; }
 Status nvrtcCreateProgram(Handle *handle, const char *source, const char *name, int n, Handle *h, Handle *i) {
     snprintf(program, sizeof program, "%s %zu", name, strlen(source));
     return give(handle);
 }
 Status nvrtcCompileProgram(Handle handle, int num_options, const char **options) {
+    stub_write("nvrtcCompileProgram", "");
     for (int i = 0; i < num_options; i++) {
         strcat(program, " ");
         strcat(program, options[i]);
@@ -279,7 +325,7 @@ def why_not() -> str | None:
 
 
 def build(folder: Path) -> None:
-    """Build the libraries that the CUDA provider needs, to be found by LD_LIBRARY_PATH."""
+    """Build what the CUDA provider needs, cuDNN, and our compiler, to be found by LD_LIBRARY_PATH."""
     provider = _provider()
     assert provider is not None
     needed = re.findall(
@@ -296,7 +342,7 @@ def build(folder: Path) -> None:
         )
     )
     options = [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
-    for library in [*needed, "libnvrtc.so.13"]:
+    for library in [*needed, "libnvrtc.so.13", "libcudnn.so.9"]:
         versions = folder / f"{library}.versions"
         versions.write_text(f"{library} {{ *; }};\n")
         output = ["-o", str(folder / library), f"-Wl,--version-script={versions},-soname,{library}"]
@@ -338,18 +384,20 @@ def run(
     num_outputs: int = 1,
     length: int = 64,
     is_captured: bool = True,
+    provider_options: Mapping[str, str] = PROVIDER_OPTIONS,
 ) -> Result:
     """Open a graph with the CUDA provider, in a process of its own, and run it num_runs times.
 
     Every `present` is bound to the memory of its `past`.
     num_tokens and num_outputs are those of each row, and length what total_sequence_length is, for a decoder.
+    provider_options: those that hgt_infer gives, if none are named.
     """
     log = libraries / f"{graph.stem}.{num_rows}.log"
     log.unlink(missing_ok=True)
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries), "STUB_CUDA_LOG": str(log)}
     child = subprocess.run(
         [
-            *(sys.executable, __file__, str(graph)),
+            *(sys.executable, __file__, str(graph), json.dumps({**provider_options})),
             *map(str, (num_rows, num_runs, num_tokens, num_outputs, length, int(is_captured))),
         ],
         env=environment,
@@ -375,6 +423,7 @@ def run(
 
 def _child(
     path: str,
+    provider_options: dict[str, str],
     num_rows: int,
     num_runs: int,
     num_tokens: int,
@@ -388,9 +437,10 @@ def _child(
     write = ctypes.CDLL("libcudart.so.13").stub_write
     options = ort.SessionOptions()
     options.log_severity_level = 0
-    session = ort.InferenceSession(
-        path, options, providers=[("CUDAExecutionProvider", {"enable_cuda_graph": "1"})]
-    )
+    for name, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(name, value)
+    provider = ("CUDAExecutionProvider", provider_options | {"enable_cuda_graph": "1"})
+    session = ort.InferenceSession(path, options, providers=[provider])
     assert session.get_providers()[0] == "CUDAExecutionProvider"
     types = {"float": np.float32, "float16": np.float16, "int32": np.int32, "int64": np.int64}
     sizes = {
@@ -438,4 +488,4 @@ def _output(*command: str) -> str:
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1], *map(int, sys.argv[2:]))
+    _child(sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:]))

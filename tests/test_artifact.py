@@ -104,9 +104,9 @@ def test_a_folder_without_config_is_no_artifact(tmp_path: Path) -> None:
 CONFIG_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no marker": (lambda c: c.pop("format"), 'expected "format"'),
     "other format": (lambda c: c.update(format="onnx"), 'expected "format"'),
-    "earlier version": (lambda c: c.update(format_version=2), "format_version 3.*export.*again.*found 2"),
-    "later version": (lambda c: c.update(format_version=4), "format_version 3.*found 4"),
-    "no version": (lambda c: c.pop("format_version"), "format_version 3"),
+    "earlier version": (lambda c: c.update(format_version=3), "format_version 4.*export.*again.*found 3"),
+    "later version": (lambda c: c.update(format_version=5), "format_version 4.*found 5"),
+    "no version": (lambda c: c.pop("format_version"), "format_version 4"),
     "unknown key": (lambda c: c.update(auto_map={}), "auto_map"),
     "missing key": (lambda c: c.pop("precision"), "missing.*precision"),
     "unknown precision": (lambda c: c.update(precision="int4"), "precision.*int4"),

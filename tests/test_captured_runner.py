@@ -24,6 +24,7 @@ from hgt_infer.captured_runner import CapturedRunner
 from hgt_infer.cuda_runtime import OUT_OF_MEMORY
 from hgt_infer.device import CpuDevice
 from hgt_infer.errors import DeviceMemoryError, EngineError, ParameterError
+from hgt_infer.export import export_checkpoint
 from hgt_infer.runner import ModelRunner
 from hgt_infer.sampling import needs_host
 from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
@@ -318,6 +319,16 @@ def test_a_request_gets_the_tokens_of_the_eager_runner(
     )
     for call, ours, theirs in zip(calls, actual, expected, strict=True):
         assert ours == theirs, call
+
+
+def test_half_precision_gives_the_tokens_of_the_eager_runner_too(checkpoint: Path, tmp_path: Path) -> None:
+    """Logits in float16: the sampler and the host read the same ones."""
+    half = export_checkpoint(checkpoint, tmp_path / "half", precision="fp16", references=())
+    settings = DEVICE_SETTINGS + ADJUSTED_SETTINGS + HELD_SETTINGS
+    calls = make_calls(random.Random(16), 2 * len(settings), settings, lengths=short)
+    expected = run_eager(half, copied(calls))
+    assert any(result.prompt_logprobs for group in expected for result in group)
+    assert run_captured(half, calls, pace=3) == expected
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 8, 13])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_cuda import FakeCudaDevice
 
 from hgt_infer import Generator, SamplingParams, doctor
 from hgt_infer.cli import main
@@ -168,6 +169,18 @@ def test_the_doctor_tells_what_is_broken(
     assert "broken   tokenizers               pip install hgt-infer" in printed
     assert "broken   ONNX Runtime             two of them overwrite each other" in printed
     assert "missing  extra serve              for hgt-infer serve: pip install 'hgt-infer[serve]'" in printed
+
+
+def test_the_doctor_says_of_a_usable_gpu_that_cuda_is_experimental_and_lets_it_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = FakeCudaDevice()
+    monkeypatch.setattr(doctor, "open_devices", lambda name: [device])
+    main(["doctor"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "CUDA"]
+    assert line.startswith("ok ")
+    assert line.endswith("a GPU that can be used; CUDA is experimental: no run on a GPU is recorded yet")
+    assert "cudaStreamDestroy" in device.cudart.calls
 
 
 def test_the_module_is_the_command() -> None:

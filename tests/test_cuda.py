@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from fake_cuda import FakeCudaDevice, FakeCudart
 
 from hgt_infer import cuda_runtime as cuda
-from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES, CudaDevice
 from hgt_infer.cuda_runtime import LIBRARIES, Copy3D, CudaRuntime
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
 
@@ -96,6 +97,38 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     with pytest.raises(DeviceUnavailableError, match=rf"{library} cannot be loaded.*hgt-infer\[cuda\]"):
         CudaDevice()
     assert capsys.readouterr().out == ""
+
+
+def test_where_a_missing_library_was_looked_for_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine(monkeypatch, missing=LIBRARIES[0])
+    wheel = tmp_path / "nvidia" / "cu13" / "lib"
+    wheel.mkdir(parents=True)
+    monkeypatch.setattr("sys.path", ["/nothing", str(tmp_path)])
+    with pytest.raises(DeviceUnavailableError, match=rf"{LIBRARIES[0]} .*; looked in {wheel} too\).*pip"):
+        CudaDevice()
+
+
+def test_a_copy_that_cannot_be_loaded_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried: list[str] = []
+
+    def load(path: str) -> None:
+        tried.append(path)
+        if path != str(tmp_path / "b" / "nvidia" / "cu13" / "lib" / "libx.so"):
+            raise OSError(f"{path}: no")
+
+    monkeypatch.setattr("hgt_infer.cuda_runtime.ctypes.CDLL", load)
+    folders = [tmp_path / site / "nvidia" / "cu13" / "lib" for site in "eab"]
+    for folder in folders[1:]:
+        folder.mkdir(parents=True)
+        (folder / "libx.so").touch()
+    cuda.load_library("libx.so", folders)
+    assert tried == ["libx.so", *(str(folder / "libx.so") for folder in folders[1:])]
+    with pytest.raises(OSError, match=r"a/nvidia/cu13/lib/libx\.so: no"):
+        cuda.load_library("libx.so", folders[:2])
 
 
 def test_a_stream_that_cannot_be_made_makes_the_device_unavailable() -> None:
@@ -357,6 +390,7 @@ def test_a_session_gets_the_stream_the_device_and_the_limit(
             return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     monkeypatch.setattr("hgt_infer.cuda.ort.InferenceSession", Session)
+    monkeypatch.setitem(SESSION_ENTRIES, "session.some_entry", "7")
     device = FakeCudaDevice(3)
     CudaDevice.open_session(device, tmp_path / "m.onnx", captured=True, memory_limit=12345)
     assert len(device._owned.sessions) == 1  # ends with the device
@@ -364,7 +398,8 @@ def test_a_session_gets_the_stream_the_device_and_the_limit(
     assert given["user_compute_stream"] == str(device.stream)
     assert given["enable_cuda_graph"] == "1"
     assert given["gpu_mem_limit"] == "12345"
-    assert given["use_tf32"] == "0"
+    assert given.items() >= PROVIDER_OPTIONS.items()
+    assert given["options"].get_session_config_entry("session.some_entry") == "7"
     assert not given["options"].enable_mem_pattern
     given.clear()
     CudaDevice.open_session(device, tmp_path / "m.onnx")

@@ -5,25 +5,59 @@ What cannot be seen here is a number; what can is every call, its order, and wha
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
 from stub_cuda import Call
 
-from hgt_infer.cuda_kernel import compile_kernel
+from hgt_infer.cuda_kernel import LaunchAttribute, LaunchConfig, compile_kernel
 from hgt_infer.errors import DeviceUnavailableError
 from hgt_infer.export import export_checkpoint
-from hgt_infer.sampling_kernel import SOURCE
+from hgt_infer.sampling_kernel import SOURCE, shared_bytes
 
 START = """
 import ctypes, sys
 from hgt_infer import Generator, SamplingParams
 write = ctypes.CDLL("libcudart.so.13").stub_write
 mark = lambda: write(b"mark", b"")
+"""
+
+
+LOADER = "/lib64/ld-linux-x86-64.so.2"
+"""Starts a program without the libraries that /etc/ld.so.cache names."""
+
+WHEELS = {
+    "libcuda.so.1": "driver",
+    "libcudart.so.13": "first/nvidia/cu13/lib",
+    "libnvrtc.so.13": "first/nvidia/cu13/lib",
+    "libcublas.so.13": "second/nvidia/cublas/lib",
+    "libcublasLt.so.13": "second/nvidia/cublas/lib",
+    "libcurand.so.10": "second/nvidia/curand/lib",
+}
+"""Folders of libraries, some laid out as wheels for CUDA 13 and some as older ones."""
+
+OPEN_A_SESSION = """
+import sys
+from pathlib import Path
+import onnxruntime
+from hgt_infer.cuda import CudaDevice
+from hgt_infer.errors import DeviceUnavailableError
+onnxruntime.preload_dlls = lambda: None  # nothing beside ONNX Runtime is found
+sys.path = sys.argv[2:]
+try:
+    device = CudaDevice()
+    print(device.open_session(Path(sys.argv[1])).get_providers()[0])
+    device.close()
+except DeviceUnavailableError as error:
+    print(error)
+print(*{line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}, sep="\\n")
 """
 
 
@@ -36,12 +70,18 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(libraries: Path, code: str, *arguments: object, **environment: str) -> tuple[str, list[list[Call]]]:
-    """What a process printed, and its calls between marks."""
+    """What a process printed, and its calls between marks. None of them is cuDNN's, which is there."""
     log = libraries / "run.log"
     log.unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", START + code, *map(str, arguments)],
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries), "STUB_CUDA_LOG": str(log), **environment},
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(libraries),
+            "STUB_CUDA_LOG": str(log),
+            "HGT_INFER_CACHE": tempfile.mkdtemp(dir=libraries),
+            **environment,
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -54,6 +94,7 @@ def run(libraries: Path, code: str, *arguments: object, **environment: str) -> t
             parts.append([])
         else:
             parts[-1].append(call)
+    assert not [call for calls in parts for call in calls if call.name.startswith("cudnn")]
     return done.stdout, parts
 
 
@@ -85,7 +126,10 @@ print([len(completion.token_ids) for completion in output.completions])
         steps = [i for i, name in enumerate(names) if name == "cudaGraphLaunch"]
         assert 6 <= len(steps) <= 6 + 4
         for i in steps:
-            assert calls[i + 1] == Call("cuLaunchKernel", "4 1024")
+            # 8 blocks a row, since few rows run; the vocabulary's 398 tokens have two chunks.
+            assert calls[i + 1] == Call(
+                "cuLaunchKernelEx", f"8 4 of 1024, clusters of 8, {shared_bytes(398, 8)} bytes"
+            )
             assert calls[i + 2] == Call("cudaMemcpyAsync", f"2 {4 * 4}")  # what was reported, to the host
         entering = [call for call in calls if call.detail.startswith("1 ")]
         assert [call.name for call in entering] == ["cudaMemcpyAsync", "cudaMemcpy2DAsync"] * 3
@@ -111,7 +155,7 @@ generator.close()
     assert names.count("cudaStreamBeginCapture") == names.count("cudaStreamEndCapture") >= 1
     captured = names[names.index("cudaStreamBeginCapture") + 1 : names.index("cudaStreamEndCapture")]
     assert set(captured) == {"kernel", "cudaMemsetAsync", "cudaMemcpyAsync"}
-    assert "cuLaunchKernel" not in captured
+    assert "cuLaunchKernelEx" not in captured
 
 
 def test_a_long_prompt_is_prefilled_and_its_siblings_copy_it(libraries: Path, half: Path) -> None:
@@ -136,12 +180,79 @@ generator.close()
     assert "cudaStreamSynchronize" not in names
 
 
+def test_libraries_are_found_in_the_wheels_of_several_folders(
+    libraries: Path, half: Path, tmp_path: Path
+) -> None:
+    """As where ONNX Runtime lies in another folder than the nvidia-* wheels."""
+    folders = {name: tmp_path / path for name, path in WHEELS.items()}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(libraries / name, folder)
+
+    def open_a_session(*sites: Path) -> list[str]:
+        """What it printed, where the driver is the system's, and no other library."""
+        done = subprocess.run(
+            [LOADER, "--inhibit-cache", sys.executable, "-c", OPEN_A_SESSION, half / "model.onnx", *sites],
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": str(folders["libcuda.so.1"]),
+                "STUB_CUDA_LOG": str(tmp_path / "log"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    first, *loaded = open_a_session(tmp_path / "first", tmp_path / "second")
+    assert first == "CUDAExecutionProvider"
+    assert {str(folder / name) for name, folder in folders.items()} <= set(loaded)
+    assert "libcublasLt.so.13 cannot be loaded" in open_a_session(tmp_path / "first")[0]
+    assert "libcudart.so.13 cannot be loaded" in open_a_session()[0]
+
+
 def test_the_kernel_is_compiled_for_the_gpu_at_hand(libraries: Path, half: Path) -> None:
     _, parts = run(libraries, "Generator(sys.argv[1], device='cuda', num_slots=1).close()", half)
     details = {call.name: call.detail for call in parts[0]}
     assert details["cuModuleGetFunction"] == "sample"
     for option in ("sampler.cu ", "--gpu-architecture=sm_90", "-DBLOCK=1024", "-DVOCAB_SIZE=398"):
         assert option in details["cuModuleLoadData"]
+
+
+def test_a_compiled_kernel_is_kept_on_disk_and_made_anew_where_it_is_damaged(
+    libraries: Path, half: Path, tmp_path: Path
+) -> None:
+    def num_compiled() -> tuple[int, str]:
+        code = "Generator(sys.argv[1], device='cuda', num_slots=1).close()"
+        _, [calls] = run(libraries, code, half, HGT_INFER_CACHE=str(tmp_path))
+        loaded = next(call.detail for call in calls if call.name == "cuModuleLoadData")
+        return sum(call.name == "nvrtcCompileProgram" for call in calls), loaded
+
+    (first, code), (second, kept) = num_compiled(), num_compiled()
+    assert (first, second, kept) == (1, 0, code)
+    [file] = (tmp_path / "kernels").iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    assert num_compiled() == (1, code)
+    assert num_compiled() == (0, code)
+
+
+def test_a_cache_that_cannot_be_written_costs_the_compilation_alone(
+    libraries: Path, half: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    code = "Generator(sys.argv[1], device='cuda', num_slots=1).close()"
+    for _ in range(2):
+        _, [calls] = run(libraries, code, half, HGT_INFER_CACHE=str(tmp_path / "file"))
+        assert "nvrtcCompileProgram" in [call.name for call in calls]
+
+
+def test_a_launch_has_the_layout_of_the_header() -> None:
+    """CUDA 13.0's cuda.h."""
+    assert ctypes.sizeof(LaunchConfig) == 56
+    fields = (LaunchConfig.stream, LaunchConfig.attributes, LaunchConfig.num_attributes)
+    assert [field.offset for field in fields] == [32, 40, 48]
+    assert (ctypes.sizeof(LaunchAttribute), LaunchAttribute.cluster.offset) == (72, 8)
 
 
 def test_what_the_compiler_says_is_in_the_error(libraries: Path, half: Path) -> None:

@@ -28,6 +28,7 @@ HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = "123"  # cudaMemcpyKind
 
 def assert_captured(result: stub_cuda.Result) -> list[stub_cuda.Call]:
     """All nodes on the GPU, nothing in the capture that a replay would do wrong; the capture's calls."""
+    assert not cudnn_calls(result)
     assert result.placed.keys() == {"CUDAExecutionProvider"}
     assert not [op for op in result.placed["CUDAExecutionProvider"] if op.startswith("Memcpy")]
     first, *others = result.runs
@@ -40,6 +41,11 @@ def assert_captured(result: stub_cuda.Result) -> list[stub_cuda.Call]:
     assert {call.name for call in captured} <= allowed
     assert all([call.name for call in calls] == ["cudaGraphLaunch"] for calls in others)
     return captured
+
+
+def cudnn_calls(result: stub_cuda.Result) -> list[str]:
+    """The functions of cuDNN that were called in any run."""
+    return [call.name for calls in result.runs for call in calls if call.name.startswith("cudnn")]
 
 
 def launches(calls: list[stub_cuda.Call]) -> int:
@@ -63,7 +69,7 @@ def test_a_step_of_the_decoder_is_one_replay_on_the_gpu(
     kernels = [call.detail for call in captured if call.name == "kernel"]
     assert sum("kernel_mha" in kernel for kernel in kernels) == 2  # one a layer
     assert not any("flash" in kernel for kernel in kernels)
-    assert len(kernels) == 5 + 11 * 2
+    assert len(kernels) == 4 + 11 * 2
     # The cache is neither cleared nor copied.
     sizes = [int(call.detail.split()[1]) for call in captured if call.name != "kernel"]
     assert max(sizes) <= num_rows * 128 * 2
@@ -92,7 +98,48 @@ def test_a_prefill_runs_on_the_gpu_without_waiting_for_it(
         assert not [name for name in names if name.endswith("Synchronize")]
         copies = [call for call in calls if call.name.startswith("cudaMemcpy")]
         assert all(call.detail.startswith(DEVICE_TO_DEVICE) for call in copies)
+        assert sum("flash_fwd" in call.detail for call in calls) == 2  # one a layer
     assert launches(result.runs[-1]) > 15
+    assert not cudnn_calls(result)
+
+
+@pytest.mark.parametrize(("num_tokens", "length"), [(20, 20), (20, 60)])
+def test_with_the_providers_own_options_a_prefill_takes_cudnn_and_builds_a_plan(
+    libraries: Path, decoder: Path, num_tokens: int, length: int
+) -> None:
+    """What our options keep away: so the other tests would see it."""
+    first, second = stub_cuda.run(
+        libraries,
+        decoder,
+        num_rows=1,
+        num_runs=2,
+        num_tokens=num_tokens,
+        length=length,
+        is_captured=False,
+        provider_options={},
+    ).runs
+    for calls in (first, second):
+        assert sum(call.name == "cudnnBackendExecute" for call in calls) == 2  # one a layer
+        assert not any("flash_fwd" in call.detail for call in calls)
+    built, used = (sum(call.name == "cudnnBackendFinalize" for call in calls) for calls in (first, second))
+    assert built > used == 2  # each execution's arguments; the plan of this shape is kept
+
+
+def test_a_prefill_fails_where_cudnn_is_off_and_attention_may_still_choose_it(
+    libraries: Path, decoder: Path
+) -> None:
+    """Why sdpa_kernel is given besides enable_cudnn."""
+    with pytest.raises(AssertionError, match="cuDNN is unavailable or disabled"):
+        stub_cuda.run(
+            libraries,
+            decoder,
+            num_rows=1,
+            num_runs=1,
+            num_tokens=20,
+            length=20,
+            is_captured=False,
+            provider_options={"enable_cudnn": "0"},
+        )
 
 
 def operators(graph: onnx.GraphProto) -> set[str]:

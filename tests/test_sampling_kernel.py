@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from hgt_infer.cuda import GpuLimits
 from hgt_infer.sampling import (
     UNIFORMS_PER_STEP,
     add_token,
@@ -19,7 +23,14 @@ from hgt_infer.sampling import (
     filtered_probs,
     process_logits,
 )
-from hgt_infer.sampling_kernel import NAME, SOURCE, sampler_defines
+from hgt_infer.sampling_kernel import (
+    BLOCK_SIZE,
+    NAME,
+    SOURCE,
+    Sampler,
+    sampler_defines,
+    shared_bytes,
+)
 from hgt_infer.sequence import SequenceParams
 from hgt_infer.slot_record import FED, HELD, RECORD, STANDS, UNRESOLVED, WAITS
 
@@ -30,8 +41,8 @@ EOS = 319
 class Rows:
     """What a launch works on, in host memory."""
 
-    def __init__(self, logits: Any, **fields: Any) -> None:
-        self.logits = np.ascontiguousarray(np.atleast_2d(logits), np.float32)
+    def __init__(self, logits: Any, dtype: Any = np.float32, **fields: Any) -> None:
+        self.logits = np.ascontiguousarray(np.atleast_2d(logits), dtype)
         self.num_rows, self.vocab_size = self.logits.shape
         self.records = np.zeros(self.num_rows, RECORD)
         defaults: dict[str, Any] = {
@@ -52,7 +63,9 @@ class Rows:
         self.token_counts = np.zeros(self.logits.shape, np.uint32)
         self.token_ids = np.full(self.num_rows, -99, np.int32)
 
-    def step(self, block_size: int = 1) -> NDArray[np.int32]:
+    def step(
+        self, block_size: int = 1, cluster_size: int = 1, *, keeps_levels: bool = True
+    ) -> NDArray[np.int32]:
         arrays = (
             self.logits,
             self.input_ids,
@@ -63,8 +76,13 @@ class Rows:
             self.token_counts,
             self.token_ids,
         )
-        run = host_kernel(SOURCE, NAME, block_size=block_size, defines=sampler_defines(self.vocab_size))
-        run(self.num_rows, [array.ctypes.data for array in arrays])
+        defines = sampler_defines(self.vocab_size, self.logits.dtype, keeps_levels=keeps_levels)
+        host_kernel(SOURCE, NAME, block_size=block_size, defines=defines)(
+            self.num_rows,
+            [array.ctypes.data for array in arrays],
+            cluster_size=cluster_size,
+            shared_bytes=shared_bytes(self.vocab_size, cluster_size, keeps_levels=keeps_levels),
+        )
         return self.token_ids.copy()
 
 
@@ -123,21 +141,75 @@ def test_only_tokens_that_the_filters_leave_are_drawn(
     assert (probs[drawn] > 0).all()
 
 
-@pytest.mark.parametrize("block_size", [2, 16, 64])
-def test_the_number_of_threads_changes_nothing(block_size: int) -> None:
-    for has_ties in (False, True):
-        logits = np.stack([some_logits(seed, has_ties=has_ties) for seed in range(2 * len(FILTERS) + 1)])
-        settings_of_rows = [*FILTERS, *({**f, "is_adjusted": 1} for f in FILTERS), {"temperature": 0}]
-        one, many = Rows(logits, seed=5), Rows(logits, seed=5)
-        for rows in (one, many):
-            for row, filters in enumerate(settings_of_rows):
-                for name, value in filters.items():
-                    rows.records[name][row] = value
-            rows.records["repetition_penalty"], rows.records["first_penalty"] = 1.3, 0.5
-        for _ in range(3):
-            assert (one.step() == many.step(block_size)).all()
-        for name in ("input_ids", "positions", "logit_bias", "repetition_penalty", "token_counts"):
-            assert (getattr(one, name) == getattr(many, name)).all()
+SHAPES = [
+    (2, 1, True),
+    (16, 1, False),
+    (64, 1, True),
+    (1, 2, True),
+    (4, 4, False),
+    (64, 2, True),
+    (1, 8, True),
+]
+"""Threads of a block, blocks of a row, and whether levels are kept; the standard is one of each, kept."""
+
+
+def rows_of_all_settings(vocab_size: int, dtype: Any = np.float32) -> Rows:
+    """A row for each kind of settings, with and without ties and adjustments, and greedy ones."""
+    settings_of_rows = [*FILTERS, *({**f, "is_adjusted": 1} for f in FILTERS), {"temperature": 0}]
+    logits = [
+        some_logits(seed, vocab_size, has_ties=has_ties)
+        for has_ties in (False, True)
+        for seed in range(len(settings_of_rows))
+    ]
+    rows = Rows(np.stack(logits), dtype, seed=5)
+    for row, filters in enumerate(2 * settings_of_rows):
+        for name, value in filters.items():
+            rows.records[name][row] = value
+    rows.records["repetition_penalty"], rows.records["first_penalty"] = 1.3, 0.5
+    rows.records["min_length"][::3] = 2
+    rows.records["eos_token_ids"][:, 0] = vocab_size - 1
+    return rows
+
+
+STATE = ("input_ids", "positions", "logit_bias", "repetition_penalty", "token_counts")
+
+
+@pytest.mark.parametrize(("block_size", "cluster_size", "keeps_levels"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_threads_blocks_and_kept_levels_change_nothing(
+    block_size: int, cluster_size: int, keeps_levels: bool, dtype: Any
+) -> None:
+    """A vocabulary of 1,101: a row begins at any of the 8 places of a vector, the last chunk is not full."""
+    one, many = rows_of_all_settings(1_101, dtype), rows_of_all_settings(1_101, dtype)
+    for _ in range(3):
+        assert (one.step() == many.step(block_size, cluster_size, keeps_levels=keeps_levels)).all()
+    for name in STATE:
+        assert (getattr(one, name) == getattr(many, name)).all()
+
+
+def test_half_precision_logits_are_read_as_what_they_are() -> None:
+    half, single = (rows_of_all_settings(1_101, dtype) for dtype in (np.float16, np.float32))
+    half.logits[0, :4] = [6e-8, -6e-8, 0, -0.0]  # subnormal
+    single.logits[...] = half.logits
+    for _ in range(3):
+        assert (half.step() == single.step()).all()
+
+
+@pytest.mark.parametrize("cluster_size", [1, 8])
+def test_a_vocabulary_of_more_than_16_bits_is_drawn_from_in_the_order_of_ids(cluster_size: int) -> None:
+    """Equal weights: the token is the random word's share of those that stay, the lowest ids."""
+    vocab_size, share = 70_001, 0.97
+    rows = Rows(np.zeros((2, vocab_size)), seed=8, top_p=[1.0, share])
+    words = [int(np.random.Philox(key=np.array([8, i], np.uint64)).random_raw()) for i in range(2)]
+    num_left = int(np.ceil(vocab_size * np.float64(np.float32(share))))
+    expected = [words[0] * vocab_size >> 64, words[1] * num_left >> 64]
+    assert rows.step(cluster_size=cluster_size).tolist() == expected
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    logits = np.full(VOCAB_SIZE, -1.0)
+    logits[[9, 30]] = -0.0, 0.0
+    assert Rows(logits, temperature=0).step().tolist() == [9]
 
 
 def test_greedy_takes_the_first_of_the_largest_logits() -> None:
@@ -256,3 +328,88 @@ def test_penalties_are_those_of_the_host_over_several_tokens() -> None:
         assert (rows.repetition_penalty[0] == penalty).all()
     assert len(set(output)) > 3
     assert (rows.token_counts[0] == np.bincount(output, minlength=VOCAB_SIZE)).all()
+
+
+# How many blocks sample a row, and what a GPU without clusters or with less memory takes.
+
+
+class LimitedDevice:
+    """A GPU with these limits, whose kernel can run so many clusters of each size at once."""
+
+    def __init__(self, capability: tuple[int, int], max_shared_bytes: int, **max_clusters: int) -> None:
+        self._limits = GpuLimits(capability, max_shared_bytes)
+        self.max_clusters = {int(name.removeprefix("of_")): number for name, number in max_clusters.items()}
+        self.defines: dict[str, int] = {}
+        self.launches: list[tuple[int, int, int]] = []
+
+    def limits(self) -> GpuLimits:
+        return self._limits
+
+    def kernel(self, *_: Any, defines: dict[str, int], **__: Any) -> LimitedDevice:
+        self.defines = defines
+        return self
+
+    def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
+        assert shared_bytes <= self._limits.max_shared_bytes
+        return self.max_clusters[cluster_size]
+
+    def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
+        self.launches.append((num_rows, cluster_size, shared_bytes))
+
+
+def test_few_rows_are_sampled_by_more_blocks_each() -> None:
+    device: Any = LimitedDevice((9, 0), 227 << 10, of_2=66, of_4=32, of_8=16)
+    sampler = Sampler(device, 50_257, np.float16, [])
+    assert device.defines["KEEPS_LEVELS"] == 1
+    assert [sampler.cluster_size(n) for n in (1, 16, 17, 32, 64, 67, 128, 256)] == [8, 8, 4, 4, 2, 1, 1, 1]
+    for _ in range(2):
+        sampler.launch(64)
+    assert device.launches == [(64, 2, shared_bytes(50_257, 2))] * 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "max_shared_bytes", "vocab_size", "keeps_levels", "sizes"),
+    [
+        ((8, 0), 163 << 10, 50_257, False, {1}),  # A100
+        ((8, 0), 163 << 10, 30_000, True, {1}),
+        ((12, 0), 99 << 10, 50_257, True, {4, 8}),  # two blocks take 108 KB each
+        ((9, 0), 227 << 10, 120_000, True, {4, 8}),
+        ((9, 0), 227 << 10, 600_000, False, {1, 2, 4, 8}),
+    ],
+    ids=str,
+)
+def test_levels_are_kept_where_they_fit(
+    capability: tuple[int, int], max_shared_bytes: int, vocab_size: int, keeps_levels: bool, sizes: set[int]
+) -> None:
+    device: Any = LimitedDevice(capability, max_shared_bytes, of_2=60, of_4=30, of_8=10)
+    sampler = Sampler(device, vocab_size, np.float16, [])
+    assert device.defines["KEEPS_LEVELS"] == sampler.keeps_levels == keeps_levels
+    assert {sampler.cluster_size(n) for n in range(1, 257)} == sizes
+
+
+def test_a_cluster_that_the_gpu_cannot_run_is_not_launched() -> None:
+    device: Any = LimitedDevice((9, 0), 227 << 10, of_2=5, of_4=0, of_8=0)
+    assert Sampler(device, 50_257, np.float16, []).cluster_size(1) == 2
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("keeps_levels", [False, True])
+def test_nvcc_compiles_it_and_for_hopper_without_spills(
+    architecture: str, keeps_levels: bool, tmp_path: Path
+) -> None:
+    """What the host does not compile: the instructions of clusters and of half precision."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    defines = sampler_defines(50_257, np.float16, keeps_levels=keeps_levels) | {"BLOCK": BLOCK_SIZE}
+    done = subprocess.run(
+        [nvcc, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "sampler.cubin")]
+        + [f"-D{name}={value}" for name, value in defines.items()]
+        + [str(SOURCE)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if architecture == "sm_90":
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr

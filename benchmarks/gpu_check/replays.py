@@ -16,7 +16,7 @@ from benchmarks.comparison import Spread
 from benchmarks.gpu_check.subject import SEED, Subject
 from hgt_infer.captured_memory import CapturedMemory
 from hgt_infer.model_session import ModelSession, run_options
-from hgt_infer.sampling_kernel import open_sampler
+from hgt_infer.sampling_kernel import Sampler
 from hgt_infer.slot_record import RECORD, WAITS
 
 NUM_REPLAYS = 50
@@ -58,11 +58,12 @@ class StepParts:
         self._parts: dict[str, Callable[[], Any]] = {}
         self._hosts: list[NDArray[Any]] = []  # stay as long as what is copied from them
         self._model: ModelSession | None = None
+        self._eager: Callable[[], Any] | None = None
         self._max_length = config.n_positions
-        memory = self._memory = CapturedMemory(config, device, num_rows, self._max_length)
+        memory = self._memory = CapturedMemory(subject.artifact, device, num_rows, self._max_length)
         self._places: dict[str, tuple[int, tuple[int, ...], Any]] = {
             "seqlens_k": (memory.state + memory.state_pitch, (num_rows,), np.int32),
-            "logits": (memory.logits, (num_rows, config.vocab_size), np.float32),
+            "logits": (memory.logits, (num_rows, config.vocab_size), subject.artifact.float_type),
             "token_ids": (memory.token_ids, (num_rows,), np.int32),
         }
         state = np.empty((2, num_rows), np.int32)
@@ -86,6 +87,12 @@ class StepParts:
         binding = self._model.bind(buffers, num_rows=self.num_rows, num_tokens=1, num_outputs=1)
         options = run_options(GRAPH_ID, waits=False)
         self._parts["model"] = partial(self._model.run, binding, options)
+        self._eager = partial(self._model.run, binding, run_options(-1, waits=False))
+
+    def run_eagerly(self) -> None:
+        """Queue a run of the model that is neither captured nor replayed."""
+        assert self._eager is not None, "the model is not open"
+        self._eager()
 
     def open_sampler(self, name: str, **settings: float) -> None:
         """Compile the sampler under a name of one's own, with these settings in every row."""
@@ -94,8 +101,9 @@ class StepParts:
         self._write(address, rows)
         addresses = self._memory.sampler_arguments()
         addresses[addresses.index(self._memory.records)] = address
-        kernel = open_sampler(self.device, self.subject.artifact.config.vocab_size, addresses)
-        self._parts[name] = partial(kernel.launch, self.num_rows)
+        artifact = self.subject.artifact
+        sampler = Sampler(self.device, artifact.config.vocab_size, artifact.float_type, addresses)
+        self._parts[name] = partial(sampler.launch, self.num_rows)
 
     def capture(self) -> None:
         """Capture the model's graph, and run every sampler once."""
@@ -139,7 +147,7 @@ class StepParts:
     def close(self) -> None:
         """Let go of the session; its device is closed behind it."""
         self._parts.clear()
-        self._model = None
+        self._model = self._eager = None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hgt_infer.export.precision import float_type
 from hgt_infer.export.sampling_graph import build_sampler
 from hgt_infer.export.verify import installed_references, verify
 
-EXPORTER_VERSION = "4"
+EXPORTER_VERSION = "5"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
 
 __all__ = ["EXPORTER_VERSION", "export_checkpoint", "installed_references"]

@@ -42,7 +42,7 @@ class Decoder:
         hidden = self.decoder(input_ids, position_ids)  # [B, P, E]
         logits = self.lm_head(hidden)  # [B · P, V]
 
-        graph.output(logits, "logits", ir.DataType.FLOAT, ["rows", self.config.vocab_size])
+        graph.output(logits, "logits", self.float_type, ["rows", self.config.vocab_size])
         for name, present in self.presents.items():
             graph.output(present, name, self.float_type, self.cache_shape)
         return graph.model()
@@ -134,13 +134,10 @@ class Decoder:
         return normalized, total
 
     def lm_head(self, hidden: Value) -> Value:
-        """Logits in fp32: [B, P, E] → [B · P, V]. The matrix is wte unless the checkpoint unties it."""
+        """Logits: [B, P, E] → [B · P, V]. The matrix is wte unless the checkpoint unties it."""
         name = "lm_head.weight" if "lm_head.weight" in self.weights else "wte.weight"
         flat = self.op.Reshape(hidden, [-1, self.config.n_embd])
-        logits = self.op.Gemm(flat, self.parameter(name), transB=1)
-        if self.precision != "fp32":
-            logits = self.op.Cast(logits, to=ir.DataType.FLOAT)
-        return logits
+        return self.op.Gemm(flat, self.parameter(name), transB=1)
 
     # Naming and bookkeeping
 
