@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hgt_infer.cache_folder import cache_folder
+from hgt_infer.cuda_runtime import NVRTC
 from hgt_infer.errors import DeviceUnavailableError, EngineError
 
 logger = logging.getLogger(__name__)
 
-NVRTC = "libnvrtc.so.13"
 DRIVER = "libcuda.so.1"
 
 _CLUSTER_DIMENSION = 4  # enum CUlaunchAttributeID

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 MIN_DRIVER = 13000
 """CUDA version, 1000 · major + 10 · minor, that the driver must support: what ONNX Runtime is built with."""
 
-LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libnvrtc.so.13")
+NVRTC = "libnvrtc.so.13"
+LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", NVRTC)
 """What ONNX Runtime's CUDA provider is linked with, besides the driver, and our kernel's compiler. A library
 stands behind those it needs."""
 
@@ -170,7 +171,8 @@ def load_cuda(device_id: int) -> CudaRuntime:
     logger.debug("%s", printed.getvalue())
     folders = library_folders()
     searched = f"; looked in {', '.join(map(str, folders))} too" if folders else ""
-    for library in LIBRARIES:
+
+    def load(library: str) -> None:
         try:
             load_library(library, folders)
         except OSError as error:
@@ -178,7 +180,18 @@ def load_cuda(device_id: int) -> CudaRuntime:
                 f"{device} {library} cannot be loaded ({error}{searched}): "
                 "pip install 'hgt-infer[cuda]' brings it"
             ) from error
+
+    for library in LIBRARIES:
+        load(library)
+    load(_nvrtc_builtins())
     return CudaRuntime()
+
+
+def _nvrtc_builtins() -> str:
+    """The library that NVRTC opens by its name when it compiles; it does not look for it beside itself."""
+    major, minor = c_int(), c_int()
+    ctypes.CDLL(NVRTC).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"libnvrtc-builtins.so.{major.value}.{minor.value}"
 
 
 def library_folders() -> list[Path]:

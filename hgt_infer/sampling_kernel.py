@@ -26,6 +26,7 @@ CLUSTER_SIZES = (1, 2, 4, 8)
 
 MIN_CLUSTER_CAPABILITY = 9
 
+_VECTOR_BYTES = 16
 _CHUNK = 256  # places that a warp sums up at once
 _NUM_BINS = 256  # of a histogram: a digit has 8 bits
 _NUM_READ = 8  # logits that a thread reads at once
@@ -45,6 +46,8 @@ class Sampler:
     def __init__(
         self, device: CudaDevice, vocab_size: int, logits_dtype: DTypeLike, addresses: Sequence[int]
     ) -> None:
+        logits, _, _, _, logit_bias, repetition_penalty, *_ = addresses
+        assert not any(address % _VECTOR_BYTES for address in (logits, logit_bias, repetition_penalty))
         limits = device.limits()
         self._vocab_size = vocab_size
         sizes = CLUSTER_SIZES if limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY else CLUSTER_SIZES[:1]
@@ -59,11 +62,12 @@ class Sampler:
             addresses=addresses,
         )
         # Rows up to which so many blocks a row all run at once; the smallest size serves any number.
+        with device.at_work():
+            self._max_rows = {
+                size: self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
+                for size in keeping or sizes
+            }
         self._launches: dict[int, Callable[[], None]] = {}
-        self._max_rows = {
-            size: self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
-            for size in keeping or sizes
-        }
 
     def cluster_size(self, num_rows: int) -> int:
         """Blocks that sample a row where so many rows are sampled; no result depends on it."""

@@ -401,6 +401,7 @@ class FakeKernel:
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
         """See Kernel."""
+        assert GATE.is_open, "a call of the driver outside of at_work()"
         return int(cluster_size == 1)
 
     def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:

@@ -22,10 +22,14 @@ from typing import Any
 
 from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
 
+NVRTC_BUILTINS = "libnvrtc-builtins.so.0.0"
+"""What NVRTC opens by its name when it compiles."""
+
 TOOLS = ("gcc", "nm", "readelf", "c++filt")
 
 # Calls that have to give something; all others return 0, success. Sizes are those of CUDA 13.
 _SOURCE = r"""
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,6 +288,8 @@ Status nvrtcCreateProgram(Handle *handle, const char *source, const char *name, 
 }
 Status nvrtcCompileProgram(Handle handle, int num_options, const char **options) {
     stub_write("nvrtcCompileProgram", "");
+    // The real one does not look beside itself either.
+    if (!dlopen("libnvrtc-builtins.so.0.0", RTLD_NOW)) return 7;
     for (int i = 0; i < num_options; i++) {
         strcat(program, " ");
         strcat(program, options[i]);
@@ -342,9 +348,9 @@ def build(folder: Path) -> None:
         )
     )
     options = [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
-    for library in [*needed, "libnvrtc.so.13", "libcudnn.so.9"]:
+    for library in [*needed, "libnvrtc.so.13", NVRTC_BUILTINS, "libcudnn.so.9"]:
         versions = folder / f"{library}.versions"
-        versions.write_text(f"{library} {{ *; }};\n")
+        versions.write_text(f"{library.replace('-', '_')} {{ *; }};\n")
         output = ["-o", str(folder / library), f"-Wl,--version-script={versions},-soname,{library}"]
         _output("gcc", "-shared", "-fPIC", "-w", *options, str(source), *output)
 

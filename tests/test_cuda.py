@@ -24,7 +24,7 @@ from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineEr
 
 
 class Driver:
-    """libcuda.so.1 of a machine."""
+    """libcuda.so.1 of a machine, and any other library of it."""
 
     def __init__(self, version: int, num_devices: int) -> None:
         self.version = version
@@ -39,6 +39,10 @@ class Driver:
 
     def cuDriverGetVersion(self, out: Any) -> int:  # noqa: N802
         out._obj.value = self.version
+        return 0
+
+    def nvrtcVersion(self, major: Any, minor: Any) -> int:  # noqa: N802
+        major._obj.value, minor._obj.value = 13, 2
         return 0
 
 
@@ -89,7 +93,7 @@ def test_an_onnx_runtime_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) 
         CudaDevice()
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", [*LIBRARIES, "libnvrtc-builtins.so.13.2"])
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: str
 ) -> None:

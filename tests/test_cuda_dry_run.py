@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
-from stub_cuda import Call
+from stub_cuda import NVRTC_BUILTINS, Call
 
 from hgt_infer.cuda_kernel import LaunchAttribute, LaunchConfig, compile_kernel
 from hgt_infer.errors import DeviceUnavailableError
@@ -37,6 +37,7 @@ WHEELS = {
     "libcuda.so.1": "driver",
     "libcudart.so.13": "first/nvidia/cu13/lib",
     "libnvrtc.so.13": "first/nvidia/cu13/lib",
+    NVRTC_BUILTINS: "first/nvidia/cu13/lib",
     "libcublas.so.13": "second/nvidia/cublas/lib",
     "libcublasLt.so.13": "second/nvidia/cublas/lib",
     "libcurand.so.10": "second/nvidia/curand/lib",
@@ -48,12 +49,15 @@ import sys
 from pathlib import Path
 import onnxruntime
 from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda_kernel import compile_kernel
 from hgt_infer.errors import DeviceUnavailableError
+from hgt_infer.sampling_kernel import SOURCE
 onnxruntime.preload_dlls = lambda: None  # nothing beside ONNX Runtime is found
 sys.path = sys.argv[2:]
 try:
     device = CudaDevice()
     print(device.open_session(Path(sys.argv[1])).get_providers()[0])
+    compile_kernel(SOURCE, "sm_90", {})
     device.close()
 except DeviceUnavailableError as error:
     print(error)
@@ -197,6 +201,7 @@ def test_libraries_are_found_in_the_wheels_of_several_folders(
                 **os.environ,
                 "LD_LIBRARY_PATH": str(folders["libcuda.so.1"]),
                 "STUB_CUDA_LOG": str(tmp_path / "log"),
+                "HGT_INFER_CACHE": str(tmp_path / "cache"),
             },
             capture_output=True,
             text=True,

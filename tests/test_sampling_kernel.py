@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,9 @@ def test_penalties_are_those_of_the_host_over_several_tokens() -> None:
 # How many blocks sample a row, and what a GPU without clusters or with less memory takes.
 
 
+ADDRESSES = [0] * 8
+
+
 class LimitedDevice:
     """A GPU with these limits, whose kernel can run so many clusters of each size at once."""
 
@@ -349,6 +353,9 @@ class LimitedDevice:
         self.defines = defines
         return self
 
+    def at_work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
         assert shared_bytes <= self._limits.max_shared_bytes
         return self.max_clusters[cluster_size]
@@ -359,7 +366,7 @@ class LimitedDevice:
 
 def test_few_rows_are_sampled_by_more_blocks_each() -> None:
     device: Any = LimitedDevice((9, 0), 227 << 10, of_2=66, of_4=32, of_8=16)
-    sampler = Sampler(device, 50_257, np.float16, [])
+    sampler = Sampler(device, 50_257, np.float16, ADDRESSES)
     assert device.defines["KEEPS_LEVELS"] == 1
     assert [sampler.cluster_size(n) for n in (1, 16, 17, 32, 64, 67, 128, 256)] == [8, 8, 4, 4, 2, 1, 1, 1]
     for _ in range(2):
@@ -382,14 +389,14 @@ def test_levels_are_kept_where_they_fit(
     capability: tuple[int, int], max_shared_bytes: int, vocab_size: int, keeps_levels: bool, sizes: set[int]
 ) -> None:
     device: Any = LimitedDevice(capability, max_shared_bytes, of_2=60, of_4=30, of_8=10)
-    sampler = Sampler(device, vocab_size, np.float16, [])
+    sampler = Sampler(device, vocab_size, np.float16, ADDRESSES)
     assert device.defines["KEEPS_LEVELS"] == sampler.keeps_levels == keeps_levels
     assert {sampler.cluster_size(n) for n in range(1, 257)} == sizes
 
 
 def test_a_cluster_that_the_gpu_cannot_run_is_not_launched() -> None:
     device: Any = LimitedDevice((9, 0), 227 << 10, of_2=5, of_4=0, of_8=0)
-    assert Sampler(device, 50_257, np.float16, []).cluster_size(1) == 2
+    assert Sampler(device, 50_257, np.float16, ADDRESSES).cluster_size(1) == 2
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
