@@ -53,11 +53,11 @@ bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the
 bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md and README.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json
 
-gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: in 3 minutes)
+gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: less of it)
 	@$(PYTHON) -c 'import sys; from hgt_infer.cuda_runtime import count_cuda_devices as count; \
 		sys.exit(None if count() else "error: the NVIDIA driver shows no GPU here")'
 	@$(MAKE) --no-print-directory $(INSTALLED_CUDA)
-	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) $(if $(PROFILE),--profile) \
+	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 clean:  ## remove what was built and cached; .venv stays

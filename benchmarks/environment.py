@@ -13,7 +13,10 @@ from typing import Any
 
 from hgt_infer.cpu_features import cpu_flags
 
-LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "numpy", "tokenizers", "torch", "transformers")
+LIBRARIES = (
+    "onnxruntime-gpu", "onnxruntime", "numpy", "tokenizers", "torch", "transformers",
+    "nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cublas", "nvidia-cudnn-cu13",
+)  # fmt: skip
 GPU_FIELDS = {
     "name": "name",
     "driver_version": "driver_version",
@@ -31,7 +34,7 @@ GPU_FIELDS = {
 # What the matrix kernels of either side choose by.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 # What changes how threads wait and memory is laid out.
-VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", "LD_PRELOAD")
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", "LD_PRELOAD", "CUBLAS_WORKSPACE_CONFIG")
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "build" / "bench"
 

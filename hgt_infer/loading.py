@@ -95,7 +95,7 @@ def load_artifact(
     if folder.is_file():
         raise format_error(folder, "a folder", "a file")
     if not folder.is_dir():
-        folder = _download(model)
+        folder = download(model)
     elif is_artifact(folder):
         artifact = read_artifact(folder)
         accepted = dict.fromkeys((precision, *or_of_artifact))
@@ -126,7 +126,7 @@ def _check_path(name: str, allowed: str, value: object) -> None:
 def _export_once(checkpoint: Path, precision: str, cache: Path) -> Artifact:
     from hgt_infer.export import EXPORTER_VERSION, export_checkpoint
 
-    key = _content_key(checkpoint, f"{EXPORTER_VERSION} {precision}")
+    key = content_key(checkpoint, f"{EXPORTER_VERSION} {precision}")
     entry = cache / key
     artifact = _read_entry(entry, precision)
     if artifact is not None:
@@ -154,7 +154,7 @@ def _read_entry(entry: Path, precision: str) -> Artifact | None:
     return artifact if artifact.precision == precision else None
 
 
-def _content_key(checkpoint: Path, version: str) -> str:
+def content_key(checkpoint: Path, version: str) -> str:
     """Return a SHA-256 over `version` and the names and contents of the files that an export reads."""
     digest = hashlib.sha256(version.encode())
     for path in _files(checkpoint):
@@ -174,7 +174,7 @@ def _files(checkpoint: Path) -> list[Path]:
     raise format_error(checkpoint, f"weights in one of {kinds}", "none (was its download interrupted?)")
 
 
-def _download(model: str | os.PathLike[str]) -> Path:
+def download(model: str | os.PathLike[str]) -> Path:
     """Return the folder of the hub's cache that has the checkpoint, downloaded where it has changed."""
     folder = Path(model).absolute()
     if not isinstance(model, str):

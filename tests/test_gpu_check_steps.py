@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,22 @@ import pytest
 from fake_cuda import FakeCudaDevice
 from transformers import GPT2LMHeadModel
 
-from benchmarks.gpu_check import correctness, limits, peers, profiling, soak, timings
+from benchmarks.gpu_check import correctness, limits, peers, profiling, smoke, soak, timings, variants
+from benchmarks.gpu_check.children import Child
 from benchmarks.gpu_check.placement import Placement, placement_of
 from benchmarks.gpu_check.replays import records, step_parts
 from benchmarks.gpu_check.report import Report, Result, Skipped, Step
-from benchmarks.gpu_check.steps import steps
+from benchmarks.gpu_check.steps import steps, verify_export
 from benchmarks.gpu_check.subject import (
-    QUICK,
+    TRIAL,
     Subject,
     fixed_length,
-    sample_tweets,
     token_ids,
     write_seeded_checkpoint,
 )
-from hgt_infer import Generator, slot_record
+from hgt_infer import Generator, cuda, slot_record
 from hgt_infer.device import CpuDevice
+from hgt_infer.export.verify import TOLERANCES
 from hgt_infer.sampling import filtered_probs
 from hgt_infer.sequence import SequenceParams
 
@@ -36,24 +38,6 @@ MIXED = Placement(
     num_copies=2,
 )
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 128, "n_positions": 256, "vocab_size": 400}
-TINY = replace(
-    QUICK,
-    budget_s=1e6,
-    num_texts=3,
-    num_text_tokens=8,
-    num_requests=24,
-    num_draws=2_000,
-    num_mixed=60,
-    num_rounds=1,
-    graph_rows=(1, 4),
-    batch_sizes=(1, 4),
-    num_new_tokens=6,
-    sweep_slots=(2,),
-    sweep_steps=(1, 4),
-    prompt_lengths=(4, 20, 80),
-    num_tweets=20,
-    peer_batches={4: 2, 8: 1},
-)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return Subject(checkpoint, tmp_path_factory.mktemp("gpu_check"), "cpu", TINY)
+    return Subject(checkpoint, tmp_path_factory.mktemp("gpu_check"), "cpu", TRIAL)
 
 
 @pytest.fixture
@@ -85,8 +69,8 @@ def fake(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Subject:
     monkeypatch.setattr(correctness, "DRAW_SLOTS", 16)
     monkeypatch.setattr("hgt_infer.generator.open_devices", open_fakes)
     monkeypatch.setattr("benchmarks.gpu_check.subject.open_devices", open_fakes)
-    fake = Subject(subject.model, subject.folder, "cuda", TINY, precision="fp32")
-    fake.artifact = fake.reference = subject.artifact  # type: ignore[misc]
+    fake = Subject(subject.model, subject.folder, "cuda", TRIAL, precision="fp32")
+    fake.artifact = fake.reference = subject.artifact
     return fake
 
 
@@ -135,12 +119,6 @@ def test_seeded_checkpoint_is_transformers_own_layout(checkpoint: Path) -> None:
     assert (checkpoint / "config.json").stat().st_mtime_ns == before
 
 
-def test_sample_tweets_are_clean_texts() -> None:
-    tweets = sample_tweets()
-    assert len(tweets) >= 64
-    assert not any("http" in text or text.startswith("RT @") for text in tweets)
-
-
 def test_tweets_workload_is_as_long_as_asked_and_has_the_tweets_lengths(subject: Subject) -> None:
     workload = subject.tweets_workload(1_000)
     assert len(workload.prompts) == len(set(workload.prompts)) == 1_000
@@ -161,12 +139,14 @@ def test_every_step_runs_on_a_cpu(
     subject: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = Report(tmp_path / "o.json", {})
-    chosen = [step for step in steps(TINY, with_profile=True) if step.name != "transformers"]
-    report.run(chosen, subject)
+    chosen = [step for step in steps(TRIAL) if step.name != "transformers"]
+    assert report.run(chosen, subject), report.table()
     table = report.table()
     assert not report.has_failed, table
     skipped = {result.name for result in report.results if result.status == "skipped"}
-    assert skipped == {"captured = eager", "graphs", "out of memory", "compiled", "profile of replays"}
+    assert skipped == {
+        *("captured = eager", "graphs", "out of memory", "compiled", "profile of replays", "variants")
+    }
     assert len(report.results) > len(chosen)
     assert "first token" in capsys.readouterr().err
 
@@ -236,7 +216,7 @@ def test_wrong_logits_fail(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> No
         return scores, [row + np.linspace(0, 1, len(row), dtype=np.float32) for row in logits]
 
     with fake.generator() as generator:
-        expected = text_logits(generator, fake.tweets[:3], fake)
+        expected = text_logits(generator, fake.texts[:3], fake)
     sides = iter([shifted, lambda *_: expected])
     monkeypatch.setattr(correctness, "text_logits", lambda *arguments: next(sides)(*arguments))
     steps_, prefills = results_of(correctness.check_logits(fake))
@@ -288,10 +268,162 @@ def test_timing_runs_on_a_stand_in(timing: Any, fake: Subject, monkeypatch: pyte
     monkeypatch.setattr(timings, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(timings, "TWEETS_SLOTS", 8)
     monkeypatch.setattr("benchmarks.gpu_check.replays.NUM_REPLAYS", 2)
-    fake.bandwidth, fake.graph_seconds[8] = 1e9, 1e-4
+    fake.notes.update(bandwidth=1e9, step_s={"8": 1e-4})
     results = results_of(timing(fake))
     assert {result.status for result in results} == {"measured"}, results
     assert all(result.figure for result in results)
+
+
+def test_smoke_goes_through_every_part(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_all_passed(smoke.check_smoke(fake))
+    opened = smoke.StepParts.open_sampler
+    monkeypatch.setattr(
+        smoke.StepParts, "open_sampler", lambda self, name, **_: opened(self, name, temperature=99.0)
+    )
+    result = smoke.check_smoke(fake)
+    assert result.status == "failed"
+    assert "the sampler reports " in result.says
+
+
+def test_export_that_differs_is_one_failed_result(
+    subject: Subject, fake: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [result] = assert_all_passed(verify_export(subject))
+    assert 0 < result.values["max_difference"] < 1e-4
+    monkeypatch.setitem(TOLERANCES, "fp32", (0.0, 0.0))
+    [result] = results_of(verify_export(subject))
+    assert result.status == "failed"
+    assert result.figure == f"max {result.values['max_difference']:.3g}"
+    assert result.says.endswith("allowed are 0 + 0 · |logit|")
+    assert subject.artifact.model_path.is_file()
+
+
+def test_export_that_fails_is_not_tried_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def failing(*arguments: Any, **_: Any) -> Any:
+        calls.append(arguments)
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr("benchmarks.gpu_check.subject.export_checkpoint", failing)
+    path, statuses = tmp_path / "o.json", []
+    report = Report(path, {})
+    chosen = [step for step in steps(TRIAL) if step.name in ("export", "placement", "decode", "soak")]
+    while not report.run(chosen, Subject(checkpoint, tmp_path, "cpu", TRIAL, notes=report.notes)):
+        report = Report.load(path)
+    statuses = [result.status for result in report.results]
+    assert statuses == ["failed", "skipped", "skipped", "skipped"]
+    assert report.results[-1].says == "the fp32 export failed: ValueError: no such operator"
+    assert len(calls) == 1
+
+
+def test_export_is_kept_for_the_process_that_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    first, second = (Subject(checkpoint, tmp_path, "cpu", TRIAL) for _ in range(2))
+    assert first.artifact.path == second.artifact.path
+    assert (first.is_kept, second.is_kept) == (False, True)
+    other = write_seeded_checkpoint(tmp_path / "other", SIZES | {"n_layer": 1})
+    assert Subject(other, tmp_path, "cpu", TRIAL).artifact.config.n_layer == 1
+    assert len(list((tmp_path / "artifacts").iterdir())) == 1
+
+
+def measured_sides(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[Any]]:
+    """Let variants be measured in this process; the sides in turn, and the CUDA provider's settings."""
+    names: list[str] = []
+    settings: list[Any] = []
+    monkeypatch.setattr("benchmarks.gpu_check.replays.NUM_REPLAYS", 2)
+
+    def take_turn(subject: Subject, variant: variants.Variant) -> Child:
+        names.append(variant.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "PROVIDER_OPTIONS", dict(cuda.PROVIDER_OPTIONS))
+            patch.setattr(cuda, "SESSION_ENTRIES", dict(cuda.SESSION_ENTRIES))
+            lines = list(variants.measure(subject, variants.task_of(subject, variant)))
+            settings.append((cuda.PROVIDER_OPTIONS, cuda.SESSION_ENTRIES))
+        return Child([json.loads(json.dumps(line)) for line in lines])
+
+    monkeypatch.setattr(variants, "take_turn", take_turn)
+    monkeypatch.setattr(variants, "load_cudnn", lambda: None)
+    return names, settings
+
+
+def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, settings = measured_sides(fake, monkeypatch)
+    monkeypatch.setattr(variants, "load_library", lambda: None)
+    monkeypatch.setattr(variants, "count_nodes", lambda library, stream, run: run() or {"kernel": 9})
+    results = {result.name: result for result in variants.compare_variants(fake)}
+    sides = ["default", "cudnn", "cublas workspace", "gemm auto-tune"]
+    assert names == sides * variants.NUM_TURNS
+    assert {result.status for result in results.values()} == {"measured"}
+    assert list(results) == [
+        *("cudnn", "cudnn: prefill", "cublas workspace", "cublas workspace: nodes", "gemm auto-tune")
+    ]
+    assert results["cublas workspace: nodes"].figure == "9 kernel"
+    assert len(results["cudnn"].values["variant"]["first"]) == 2 * TRIAL.num_prefills
+    assert settings[1][0]["enable_cudnn"] == "1"
+    assert settings[3][1] == {"ep.cuda.enable_gemm_auto_tune": "1"}
+    assert cuda.PROVIDER_OPTIONS["enable_cudnn"] == "0"
+
+
+def test_nodes_that_cannot_be_counted_are_skipped(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_sides(fake, monkeypatch)
+
+    def missing() -> Any:
+        raise OSError("libcudart.so.13: no such file")
+
+    monkeypatch.setattr(variants, "load_library", missing)
+    results = {result.name: result for result in variants.compare_variants(fake)}
+    assert "cublas workspace: nodes" not in results
+    skipped = results["cublas workspace: rest"]
+    assert skipped.status == "skipped"
+    assert skipped.says == "nodes were not counted: OSError: libcudart.so.13: no such file"
+
+
+def test_variant_that_crashes_is_one_skipped_result(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    def take_turn(subject: Subject, variant: variants.Variant) -> Child:
+        turns.append(variant.name)
+        if variant.name == "cudnn":
+            return Child([], "exit -11: it said nothing")
+        return Child([{"rows": 4, "seconds": [2e-4, 3e-4]}])
+
+    monkeypatch.setattr(variants, "take_turn", take_turn)
+    results = list(variants.compare_variants(fake))
+    assert [(result.name, result.status) for result in results] == [
+        ("cudnn: rest", "skipped"),
+        ("cublas workspace", "measured"),
+        ("gemm auto-tune", "measured"),
+    ]
+    assert turns.count("cudnn") == 1
+    assert results[1].figure == "1.000 × at 4"
+
+
+def test_child_without_a_gpu_says_so(subject: Subject) -> None:
+    on_cuda = Subject(subject.model, subject.folder, "cuda", TRIAL, precision="fp32")
+    on_cuda.artifact = subject.artifact
+    child = variants.take_turn(on_cuda, variants.DEFAULT)
+    assert child.lines == []
+    assert "DeviceUnavailableError" in child.error
+
+
+def test_variants_need_a_gpu(subject: Subject) -> None:
+    with pytest.raises(Skipped, match="only on CUDA"):
+        list(variants.compare_variants(subject))
+
+
+def test_soak_asks_for_the_largest_runs_first(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    with fake.generator(num_slots=8, max_length=256) as generator:
+        generate = generator.generate
+        monkeypatch.setattr(generator, "generate", lambda *args: asked.append(args) or generate(*args))
+        soak.warm(generator)
+    longest = max(len(" ".join("a" * number)) for number in range(1, soak.MAX_PROMPT_LENGTH // 2 + 1))
+    prompts, params = asked[0]
+    assert {len(prompt) for prompt in prompts} == {longest}
+    assert len(set(prompts)) == soak.NUM_SLOTS
+    assert params.prompt_logprobs is not None
 
 
 def test_slots_that_do_not_fit_are_a_named_error(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

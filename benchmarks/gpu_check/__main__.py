@@ -1,80 +1,126 @@
-"""`python -m benchmarks.gpu_check`: check, time, show. Exits 1 where a check failed, 2 without a GPU."""
+"""`python -m benchmarks.gpu_check`: check, time, show. Exits 1 where a check failed, 2 without a GPU.
+
+The steps are a worker's. Where one of them ends the worker's process, or raises, the next worker goes on
+behind it: an error of a GPU stays with the process that it came up in.
+"""
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import logging
-import os
+import json
+import math
+import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+
+from benchmarks.gpu_check.report import Report
+from benchmarks.gpu_check.worker import GO_ON, GRACE_S, OVER, UNAVAILABLE, Options, now_s
 
 REPOSITORY = Path(__file__).parents[2]
 OUTPUT = REPOSITORY / "build" / "gpu_check"
-GRACE_S = 45  # behind the budget: a step that hangs is ended then, with the stacks of all threads
+DEFAULT_BUDGET_S = 500.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, show the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument(
         "--json", type=Path, default=OUTPUT / "gpu_check.json", help="where raw values go: %(default)s"
     )
     parser.add_argument("--checkpoint", help="a GPT-2 checkpoint folder or hub id instead of random weights")
-    parser.add_argument("--quick", action="store_true", help="less of everything: under 3 minutes, not 9")
-    parser.add_argument("--profile", action="store_true", help="show the costliest kernels as well")
-    parser.add_argument("--only", metavar="TEXT", help="only steps with this in their names")
-    parser.add_argument("--device", default="cuda", help="cuda:N, or cpu to try the script (%(default)s)")
-    parser.add_argument("--budget", type=float, metavar="S", help="start nothing after so many seconds")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="only steps with such a text in their names",
+    )
+    parser.add_argument("--device", default="cuda", help="cuda:N, or cpu to try this (%(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=DEFAULT_BUDGET_S, metavar="S",
+        help="start nothing that so many seconds do not suffice for (%(default)s)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    be_quiet()
-    from hgt_infer import HgtInferError
+    if not (math.isfinite(args.budget) and args.budget > 0):
+        parser.error(f"--budget must be a positive number of seconds; got {args.budget}")
+    if args.only:
+        check_names(parser, args.only)
+    options = Options(
+        json=str(args.json.absolute()),
+        device=args.device,
+        checkpoint=args.checkpoint,
+        is_quick=args.quick,
+        only=args.only,
+        budget_s=args.budget,
+        start_s=now_s(),
+        output=str(OUTPUT),
+    )
+    return run(options)
 
-    try:
-        return run(args)
-    except HgtInferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
-
-def run(args: argparse.Namespace) -> int:
-    from benchmarks.environment import capture_environment
-    from benchmarks.gpu_check.report import Report
+def check_names(parser: argparse.ArgumentParser, only: Sequence[str]) -> None:
+    """Every text is in the name of a step."""
     from benchmarks.gpu_check.steps import steps
-    from benchmarks.gpu_check.subject import FULL, QUICK, prepare
-    from hgt_infer.device import open_devices
+    from benchmarks.gpu_check.subject import FULL
 
-    for device in open_devices(args.device):
-        device.close()
-    scale = QUICK if args.quick else FULL
-    if args.budget is not None:
-        scale = replace(scale, budget_s=args.budget)
-    chosen = [
-        step
-        for step in steps(scale, with_profile=args.profile)
-        if args.only is None or args.only in step.name
-    ]
-    report = Report(args.json, capture_environment(), budget_s=scale.budget_s)
-    faulthandler.dump_traceback_later(scale.budget_s + GRACE_S, exit=True, file=sys.__stderr__ or 2)
+    names = [step.name for step in steps(FULL)]
+    for text in only:
+        if not any(text in name for name in names):
+            parser.error(f"--only: no step has {text!r} in its name; the steps are {', '.join(names)}")
+
+
+def run(options: Options) -> int:
+    """Let workers do the steps until all is over; the exit status."""
+    path = Path(options.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     try:
-        subject = prepare(OUTPUT, args.checkpoint, args.device, scale)
-        report.run(chosen, subject)
+        status = work(options, path)
     finally:
-        faulthandler.cancel_dump_traceback_later()
-        report.save()
-        print(report.table())
-        print(f"raw values: {args.json}")
-    return 1 if report.has_failed else 0
+        options.stacks.unlink(missing_ok=True)
+        if path.exists():
+            print(Report.load(path).table())
+            print(f"raw values: {path}", flush=True)
+    return status
 
 
-def be_quiet() -> None:
-    """Keep what other libraries say while they load out of the terminal; errors stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes are started beside threads
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore")
-    logging.getLogger().setLevel(logging.WARNING)
+def work(options: Options, path: Path) -> int:
+    """Start one worker after another; each one that ends early has finished a step more."""
+    while True:
+        status = start_worker(options)
+        if status == UNAVAILABLE and not options.is_next:
+            return UNAVAILABLE
+        if status not in (OVER, GO_ON):
+            report = Report.load(path) if path.exists() else None
+            if report is None or report.running is None:
+                print(f"error: the worker ended with status {status} between steps", file=sys.stderr)
+                return 1
+            stacks = options.stacks.read_text(errors="replace") if options.stacks.exists() else ""
+            report.end_step(ending_of(status, stacks), stacks=stacks)
+        report = Report.load(path)
+        if status == OVER or report.is_over:
+            return 1 if report.has_failed else 0
+        options = replace(options, is_next=True)
+
+
+def start_worker(options: Options) -> int:
+    """Run a worker to its end; its exit status, negative for a signal."""
+    left_s = options.budget_s + GRACE_S + 30 - (now_s() - options.start_s)
+    command = [sys.executable, "-m", "benchmarks.gpu_check.worker", json.dumps(asdict(options))]
+    try:
+        return subprocess.run(command, cwd=REPOSITORY, timeout=max(left_s, 1), check=False).returncode
+    except subprocess.TimeoutExpired:
+        return -9
+
+
+def ending_of(status: int, stacks: str) -> str:
+    """How a step ended its process, in a few words."""
+    if stacks.startswith("Timeout"):
+        return "it was not done in time, and its process was ended"
+    return f"its process ended by signal {-status}" if status < 0 else f"its process ended with {status}"
 
 
 if __name__ == "__main__":

@@ -104,11 +104,13 @@ class Forced:
 
 def check_logits(subject: Subject) -> Iterator[Result]:
     """Logits of real texts, step by step through the device's own graphs, beside fp32 on the CPU."""
-    texts = list(subject.tweets[: subject.scale.num_texts])
+    texts = list(subject.texts[: subject.scale.num_texts])
     with subject.generator(num_slots=NUM_SLOTS) as generator:
         scores, logits = text_logits(generator, texts, subject)
     with Generator(subject.reference.path, device="cpu") as generator:
         expected_scores, expected = text_logits(generator, texts, subject)
+    if len(logits) != len(expected):
+        raise ValueError(f"the host saw the logits of {len(logits)} steps, not of {len(expected)}")
     absolute, relative = TOLERANCES[subject.precision]
     difference = compare_logits(logits, expected, absolute=absolute, relative=relative)
     is_good = (
@@ -271,7 +273,7 @@ def measure_variance(subject: Subject) -> Result:
 
 def check_distributions(subject: Subject) -> Iterator[Result]:
     """Draws on the device beside the distribution that the host computes from the same logits."""
-    prompt = subject.tweets[0].split(" ")[0]
+    prompt = subject.texts[0].split(" ")[0]
     num_slots = DRAW_SLOTS if subject.is_cuda else 16
     with subject.generator(num_slots=num_slots, max_queued_sequences=2 * MAX_SAMPLES) as generator:
         for number, (name, settings) in enumerate(DISTRIBUTIONS.items()):
@@ -310,4 +312,6 @@ def logits_behind(generator: Generator, prompt: str) -> NDArray[np.float32]:
     generator.generate(
         [prompt], SamplingParams(**NO_FILTERS | {"max_tokens": 1, "seed": 0, "logits_processor": keep})
     )
+    if not kept:
+        raise ValueError("no step showed its logits to the host")
     return kept[0]

@@ -200,8 +200,7 @@ def cache_bytes_per_token(num_layers: int, width: int, itemsize: int) -> int:
 
 
 def step_bytes(
-    weights_bytes: int, bytes_per_token: int, context_lengths: Sequence[int], vocab_size: int
+    weights_bytes: int, bytes_per_token: int, context_lengths: Sequence[int], logits_bytes: int
 ) -> int:
-    """Bytes that one step must move: the weights, every row's cache, and the fp32 logits written once."""
-    logits_bytes = 4 * vocab_size * len(context_lengths)
-    return weights_bytes + bytes_per_token * sum(context_lengths) + logits_bytes
+    """Bytes that one step must move: the weights, every row's cache and logits, these written once."""
+    return weights_bytes + sum(bytes_per_token * length + logits_bytes for length in context_lengths)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from typing import Any
 
 from benchmarks.backends import StaticBatches, TokenIds, Transformers
 from benchmarks.comparison import Spread, compare
+from benchmarks.gpu_check.children import run_child
 from benchmarks.gpu_check.figures import agreement
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
-from benchmarks.gpu_check.subject import REPOSITORY, Subject, fixed_length, token_ids
+from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
 from benchmarks.gpu_check.timings import SETTINGS, TWEETS_SLOTS
 from benchmarks.workloads import MixedWorkload, Workload
 from hgt_infer import Generator
@@ -29,7 +29,7 @@ from hgt_infer import Generator
 FP16_NEAR_TIE = 0.1  # in logits: what rounding in fp16 may move, see export.verify.TOLERANCES
 NUM_GATE_REQUESTS = 64
 COMPILED_BATCHES = (1, 128)
-COMPILED_TIMEOUT_S = 110
+COMPILED_TIMEOUT_S = 75
 
 
 class GpuTransformers(Transformers):
@@ -38,7 +38,9 @@ class GpuTransformers(Transformers):
     def __init__(self, model: str, device: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         self._take(
             AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa"), device
@@ -69,7 +71,7 @@ def transformers(subject: Subject) -> Iterator[GpuTransformers]:
 
     if subject.is_cuda and not torch.cuda.is_available():
         raise Skipped(f"torch {torch.__version__} sees no GPU")
-    model = GpuTransformers(str(subject.model), subject.device)
+    model = GpuTransformers(str(subject.checkpoint), subject.device)
     try:
         yield model
     finally:
@@ -142,10 +144,7 @@ def compare_tweets(
         part = workload.head(size * count, max_tokens=1_000)
         side = StaticBatches(theirs.generate_padded, size)
         side.generate(part.head(size, max_tokens=4))
-        orders = {"arrival": part, "sorted": by_length(part)}
-        if len(subject.scale.peer_batches) == 1:  # a quick look
-            del orders["sorted"]
-        for order, ordered in orders.items():
+        for order, ordered in {"arrival": part, "sorted": by_length(part)}.items():
             name, their_s = f"{size}, {order}", _seconds(side, ordered)
             rates[name] = part.num_tokens / their_s
             useful_share = ordered.useful_share(size)
@@ -195,35 +194,28 @@ def _seconds(side: Any, workload: MixedWorkload) -> float:
 def time_compiled(subject: Subject) -> list[Result]:
     """transformers' generate with a static cache, which it compiles; one request, and 128."""
     if not subject.scale.compiles or not subject.is_cuda:
-        raise Skipped("only in the whole check, on a GPU: compiling takes a minute or more")
+        raise Skipped("only in the whole check, on a GPU: compiling takes long")
     with transformers(subject):
         pass  # or say why not
-    command = [sys.executable, "-m", __name__, str(subject.model), subject.device, "64"]
-    try:
-        process = subprocess.run(
-            [*command, *map(str, COMPILED_BATCHES)],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=COMPILED_TIMEOUT_S,
-            check=False,
-        )
-        output, why = process.stdout, process.stderr.strip().rpartition("\n")[2]
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        why = f"it took over {COMPILED_TIMEOUT_S} s"
-    rounds = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    if not rounds:
-        raise Skipped(f"transformers' compiled generate gave nothing: {why[:160]}")
-    return [
+    child = run_child(
+        __name__,
+        [str(subject.checkpoint), subject.device, "64", *map(str, COMPILED_BATCHES)],
+        timeout_s=COMPILED_TIMEOUT_S,
+    )
+    if not child.lines:
+        raise Skipped(f"transformers' compiled generate gave nothing: {child.error}")
+    results = [
         measured(
             f"compiled, batch {values['batch_size']}",
             f"{values['num_tokens'] / statistics.median(values['seconds']):,.0f} tok/s",
             f"transformers, cache_implementation='static', compiled in {values['compile_s']:.0f} s",
             **values,
         )
-        for values in rounds
+        for values in child.lines
     ]
+    if child.error:
+        results.append(Result("compiled: rest", "skipped", says=child.error))
+    return results
 
 
 def main(argv: list[str]) -> int:

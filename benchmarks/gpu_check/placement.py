@@ -62,7 +62,7 @@ def parse(log: str) -> Placement:
 
 
 def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
-    """Start a session in a process of its own, with its graph optimizations, and read where its nodes are."""
+    """Start a session with the options of ours in a process of its own, and read where its nodes are."""
     process = subprocess.run(
         [sys.executable, "-m", __name__, str(graph), provider, str(device_id)],
         cwd=Path(__file__).parents[2],
@@ -82,14 +82,20 @@ def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
 def main(argv: list[str]) -> int:
     import onnxruntime as ort
 
+    from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
+    from hgt_infer.cuda_runtime import load_cuda
+
     graph, provider, device_id = argv
     options = ort.SessionOptions()
     options.log_severity_level = 0
     if provider == "CPUExecutionProvider":
         ort.InferenceSession(graph, options, providers=[provider])
         return 0
-    ort.preload_dlls()
-    session = ort.InferenceSession(graph, options, providers=[(provider, {"device_id": device_id})])
+    load_cuda(int(device_id))
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
+    provider_options = {**PROVIDER_OPTIONS, "device_id": device_id}
+    session = ort.InferenceSession(graph, options, providers=[(provider, provider_options)])
     if session.get_providers()[0] != provider:
         print(f"the session took {session.get_providers()[0]}", file=sys.stderr)
         return 1

@@ -1,9 +1,14 @@
-"""Which kernels a step's time goes to: ONNX Runtime's profiler over eager runs, torch's over replays."""
+"""Which kernels a step's time goes to: ONNX Runtime's profiler over eager runs, torch's over replays.
+
+`python -m benchmarks.gpu_check.profiling ARTIFACT DEVICE` prints the kernels of replays: torch's profiler
+looks at a whole process, and may bring it down.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +18,17 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from benchmarks.gpu_check.children import run_child
 from benchmarks.gpu_check.replays import CONTEXT, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, measured
-from benchmarks.gpu_check.subject import SEED, Subject
+from benchmarks.gpu_check.subject import SEED, Subject, subject_of
 from hgt_infer.artifact import PRECISIONS
+from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
 
 NUM_ROWS = 64
 NUM_RUNS = 20
 NUM_SHOWN = 12
+TIMEOUT_S = 60
 
 
 def profile_nodes(subject: Subject) -> list[Result]:
@@ -31,7 +39,9 @@ def profile_nodes(subject: Subject) -> list[Result]:
         options.profile_file_prefix = str(Path(folder) / "profile")
         provider: Any = subject.provider
         if subject.is_cuda:
-            provider = (provider, {"device_id": str(subject.device_id)})
+            provider = (provider, {**PROVIDER_OPTIONS, "device_id": str(subject.device_id)})
+            for name, value in SESSION_ENTRIES.items():
+                options.add_session_config_entry(name, value)
         session = ort.InferenceSession(
             str(subject.artifact.path / "model.onnx"), options, providers=[provider]
         )
@@ -84,17 +94,26 @@ def totals_by_name(events: Iterable[dict[str, Any]], category: str) -> dict[str,
 
 
 def profile_replays(subject: Subject) -> list[Result]:
-    """Every kernel of the process, as torch's profiler sees them, while captured graphs are replayed."""
+    """The kernels of captured graphs while they are replayed, as torch's profiler sees them."""
     if not subject.is_cuda:
         raise Skipped("graphs are captured on CUDA")
     if importlib.util.find_spec("torch") is None:
         raise Skipped("torch is not installed")
+    child = run_child(
+        "benchmarks.gpu_check.profiling", [str(subject.artifact.path), subject.device], timeout_s=TIMEOUT_S
+    )
+    totals = {line["kernel"]: (line["us"], line["count"]) for line in child.lines if "kernel" in line}
+    if not totals:
+        raise Skipped(child.error or "torch's profiler saw no kernel of the replays")
+    says = f"{NUM_RUNS} replays of the model, and of the sampler with three settings, {NUM_ROWS} rows"
+    return [_costliest("kernels, replayed", totals, says)]
+
+
+def replay_totals(subject: Subject) -> dict[str, tuple[float, int]]:
+    """Microseconds and number of every kernel that replays start."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    if not torch.cuda.is_available():
-        raise Skipped(f"torch {torch.__version__} sees no GPU")
-    torch.cuda.init()  # type: ignore[no-untyped-call]
     with profile(activities=[ProfilerActivity.CUDA]):
         torch.zeros(1, device=subject.device)  # the profiler's own start, before graphs are made
     with step_parts(subject, NUM_ROWS) as parts:
@@ -105,11 +124,7 @@ def profile_replays(subject: Subject) -> list[Result]:
             path = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(path))
             events = json.loads(path.read_text())["traceEvents"]
-    totals = totals_by_name(events, "kernel")
-    if not totals:
-        raise Skipped("torch's profiler saw no kernel of the replays")
-    says = f"{NUM_RUNS} replays of the model, and of the sampler with three settings, {NUM_ROWS} rows"
-    return [_costliest("kernels, replayed", totals, says)]
+    return totals_by_name(events, "kernel")
 
 
 def _costliest(title: str, totals: dict[str, tuple[float, int]], says: str) -> Result:
@@ -122,7 +137,7 @@ def _costliest(title: str, totals: dict[str, tuple[float, int]], says: str) -> R
     ]
     values = {name: {"us": totals[name][0], "count": totals[name][1]} for name in order}
     figure = f"{whole / NUM_RUNS:,.0f} µs a run"
-    return measured(title, figure, f"{says}: {'; '.join(lines)}", by_name=values)
+    return measured(title, figure, f"{'; '.join(lines)}: {says}", by_name=values)
 
 
 def short_name(kernel: str) -> str:
@@ -133,3 +148,14 @@ def short_name(kernel: str) -> str:
     """
     name = kernel.removeprefix("void ").partition("(")[0].partition("<")[0]
     return name if len(name) <= 48 else f"{name[:24]}…{name[-23:]}"
+
+
+def main(argv: list[str]) -> int:
+    """Print a line of JSON for each kernel."""
+    for name, (microseconds, count) in replay_totals(subject_of(*argv)).items():
+        print(json.dumps({"kernel": name, "us": microseconds, "count": count}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,7 @@
-"""What a check found, the table that shows it, and the JSON that keeps it. It is saved after every result."""
+"""What a check found, the table that shows it, and the JSON that keeps it. It is saved after every result.
+
+Progress and table together stay below 12,000 characters: some terminals keep no more of a command's end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +21,13 @@ import numpy as np
 
 Status = Literal["passed", "failed", "skipped", "measured"]
 
-WIDTH = 100
-COLUMNS = (8, 24, 64)  # status, name, figure and below it what it says; 2 spaces between: WIDTH
+SHOWN_STATUS: dict[Status, str] = {"passed": "ok", "failed": "FAILED", "skipped": "skip", "measured": ""}
+WIDTH = 110
+INDENT = 8  # the width of the status
+NAME_WIDTH = 24
+MAX_TABLE_CHARACTERS = 9_500
+ROW_LIMITS = (400, 300, 220, 160, 120, 90, 60, 40)  # characters of a row's text; the first that fits is taken
+MAX_LINE = 130  # of what is said on stderr
 
 
 class Skipped(Exception):  # noqa: N818 - not an error
@@ -29,7 +36,7 @@ class Skipped(Exception):  # noqa: N818 - not an error
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table.
+    """One row of the table.
 
     figure: the number that matters, with its unit. says: what it means, in a sentence or less.
     values: raw values for the JSON.
@@ -58,13 +65,14 @@ class Step:
 
     run: takes what is checked, returns a result, or several as they come. seconds: what it takes at most
     as a rule; it is not started where less is left. is_optional: an error in it fails nothing, since
-    others' code is at work.
+    others' code is at work. is_essential: nothing is started behind its failure.
     """
 
     name: str
     run: Callable[[Any], Result | Iterable[Result]]
     seconds: float = 5.0
     is_optional: bool = False
+    is_essential: bool = False
 
 
 class Report:
@@ -73,8 +81,14 @@ class Report:
     Args:
         path: the JSON file, or None to keep none.
         environment: goes into the file.
-        budget_s: seconds from now on after which nothing is started.
-        clock: seconds, for tests.
+        budget_s: seconds from the start on after which nothing is started.
+        start_s: the start, by the clock; None for now.
+        clock: seconds, the same in every process.
+
+    Attributes:
+        results: of all steps, in order.
+        notes: what later steps need of earlier ones; kept in the file.
+        is_over: whether nothing more is to be started.
     """
 
     def __init__(
@@ -83,15 +97,32 @@ class Report:
         environment: dict[str, Any],
         *,
         budget_s: float = math.inf,
+        start_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
         self.environment = environment
         self.results: list[Result] = []
         self.seconds: dict[str, float] = {}
+        self.notes: dict[str, Any] = {}
+        self.is_over = False
+        self._done: list[str] = []
+        self._running: Step | None = None
         self._clock = clock
-        self._start_s = clock()
+        self._start_s = clock() if start_s is None else start_s
         self._budget_s = budget_s
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """The report that a process has left in its file, to go on with it."""
+        record = json.loads(path.read_text())
+        report = cls(path, record["environment"], budget_s=record["budget_s"], start_s=record["start_s"])
+        report.results = [Result(**result) for result in record["results"]]
+        report.seconds, report.notes = record["step_seconds"], record["notes"]
+        report._done, report.is_over = record["done"], record["is_over"]
+        if record["running"] is not None:
+            report._running = Step(run=lambda _: [], **record["running"])
+        return report
 
     @property
     def elapsed_s(self) -> float:
@@ -101,48 +132,102 @@ class Report:
     def has_failed(self) -> bool:
         return any(result.status == "failed" for result in self.results)
 
-    def run(self, steps: Sequence[Step], subject: object) -> None:
-        for step in steps:
-            self.run_step(step, subject)
+    @property
+    def running(self) -> Step | None:
+        """The step that is not done yet."""
+        return self._running
 
-    def run_step(self, step: Step, subject: object) -> None:
-        """Do a step and save; what it raises is one failed result, or a skipped one where it is optional."""
+    def run(
+        self, steps: Sequence[Step], subject: object, *, watch: Callable[[Step], None] | None = None
+    ) -> bool:
+        """Do the steps that are not done yet; whether all is over.
+
+        Behind a step that raised it is not: a GPU's error stays with its process, so another one goes on.
+
+        Args:
+            steps: all of them.
+            subject: what they are given.
+            watch: called before each step.
+        """
+        for step in steps:
+            if self.is_over:
+                break
+            if step.name not in self._done:
+                if watch is not None:
+                    watch(step)
+                if self.run_step(step, subject):
+                    return self.is_over
+        self.is_over = True
+        self.save()
+        return True
+
+    def run_step(self, step: Step, subject: object) -> bool:
+        """Do a step and save; whether it raised: a failed result, or a skipped one where it is optional."""
         start_s = self.elapsed_s
         left_s = self._budget_s - start_s
         if left_s < step.seconds:
-            why = f"{left_s:.0f} s of the time are left, and it takes {step.seconds:.0f}"
+            why = f"{max(left_s, 0):.0f} s of the time are left, and it takes {step.seconds:.0f}"
             self.add(Result(step.name, "skipped", says=why))
-            return
-        print(f"[{start_s:6.1f} s] {step.name} …", file=sys.stderr, flush=True)
+            self._done.append(step.name)
+            return False
+        print(f"[{start_s:5.1f} s] {step.name}", file=sys.stderr, flush=True)
+        self._running = step
+        self.save()
+        error = ""
         try:
             found = step.run(subject)
             for result in [found] if isinstance(found, Result) else found:
                 self.add(result)
         except Skipped as reason:
             self.add(Result(step.name, "skipped", says=str(reason)))
-        except Exception as error:
-            traceback.print_exc()
-            status: Status = "skipped" if step.is_optional else "failed"
-            says = f"raised {type(error).__name__}: {first_line(error)}"
-            self.add(Result(step.name, status, says=says, values={"traceback": traceback.format_exc()}))
+        except Exception as raised:
+            error = f"raised {type(raised).__name__}: {first_line(raised)}"
+            self.end_step(error, traceback=traceback.format_exc())
         gc.collect()  # device memory is freed with what refers to it
         self.seconds[step.name] = self.elapsed_s - start_s
+        if not error:
+            self.end_step("")
+        self.save()
+        return bool(error)
+
+    def end_step(self, error: str, **values: Any) -> None:
+        """Let the running step be done; an error is a result of it, with these values."""
+        step = self._running
+        assert step is not None
+        if error:
+            self.add(
+                Result(step.name, "skipped" if step.is_optional else "failed", says=error, values=values)
+            )
+        self._done.append(step.name)
+        self._running = None
+        if step.is_essential and self.has_failed:
+            self.is_over = True
         self.save()
 
     def add(self, result: Result) -> None:
-        """Keep a result, save all, and show it on stderr."""
+        """Keep a result and save all; one that failed is shown on stderr too."""
         self.results.append(result)
-        line = f"{result.status}: {result.name}  {result.figure}  {result.says}".rstrip()
-        print(f"[{self.elapsed_s:6.1f} s]   {line}", file=sys.stderr, flush=True)
+        if result.status == "failed":
+            line = f"FAILED  {result.name}: {text_of(result)}"
+            print(shortened(line, MAX_LINE), file=sys.stderr, flush=True)
         self.save()
 
     def save(self) -> None:
+        """Write the JSON; the one before it stays until this one is whole."""
         if self.path is None:
             return
+        step = self._running
+        attributes = ("name", "seconds", "is_optional", "is_essential")
         record = {
             "environment": self.environment,
+            "start_s": self._start_s,
+            "budget_s": self._budget_s,
             "elapsed_s": self.elapsed_s,
+            "is_over": self.is_over,
             "has_failed": self.has_failed,
+            "running": step and {name: getattr(step, name) for name in attributes},
+            "done": self._done,
+            "notes": self.notes,
             "step_seconds": self.seconds,
             "results": [vars(result) for result in self.results],
         }
@@ -152,34 +237,49 @@ class Report:
         partial.replace(self.path)
 
     def table(self) -> str:
-        """Every result, no line over WIDTH characters, and the counts."""
-        rows = ["─" * WIDTH]
-        for result in self.results:
-            name, figure, says = (
-                textwrap.wrap(text, width, break_on_hyphens=False)
-                for text, width in zip(
-                    (result.name, result.figure, result.says), (*COLUMNS[1:], COLUMNS[2]), strict=True
-                )
-            )
-            rows += lines_of([result.status], name, [*figure, *says])
+        """Every result and the counts: no line over WIDTH, the texts as long as the whole allows.
+
+        A failed result may be three times as long as another.
+        """
         statuses = [result.status for result in self.results]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
-        rows += ["─" * WIDTH, f"{counts or 'nothing'} in {self.elapsed_s:.0f} s"]
-        return "\n".join(rows)
+        last = f"{counts or 'nothing'} in {self.elapsed_s:.0f} s"
+        table = ""
+        for limit in ROW_LIMITS:
+            table = "\n".join([*(row_of(result, limit) for result in self.results), last])
+            if len(table) <= MAX_TABLE_CHARACTERS:
+                break
+        return table
 
 
-def lines_of(*columns: Sequence[str]) -> list[str]:
-    """Columns side by side, line by line."""
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS, strict=True)).rstrip()
-        for cells in zip_longest(*columns, fillvalue="")
-    ]
+def row_of(result: Result, limit: int) -> str:
+    """A result's lines in the table."""
+    status = SHOWN_STATUS[result.status]
+    text = shortened(text_of(result), 3 * limit if result.status == "failed" else limit)
+    lines = textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{status:<{INDENT}}{shortened(result.name, 40):<{NAME_WIDTH}}  ",
+        subsequent_indent=" " * INDENT,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines or [f"{status:<{INDENT}}{result.name}"])
+
+
+def text_of(result: Result) -> str:
+    """What a result shows beside its name."""
+    return " | ".join(filter(None, (result.figure, result.says)))
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text in one line, of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 160 characters."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    return line if len(line) <= 160 else f"{line[:159]}…"
+    return shortened(next(iter(str(error).strip().splitlines()), ""), 160)
 
 
 def as_json(value: object) -> object:

@@ -111,6 +111,16 @@ def cancelled(generator: Generator, prompt: str, params: SamplingParams, rng: ra
     asyncio.run(cancel_soon())
 
 
+def warm(generator: Generator) -> None:
+    """Make the largest runs that a request can ask for, in every slot: what they allocate is kept."""
+    longest = " ".join(["abcdefghij"[n % 10] for n in range(MAX_PROMPT_LENGTH // 2)])
+    prompts = [f"{chr(ord('a') + n % 26)}{longest[1:]}" for n in range(NUM_SLOTS)]
+    params = SamplingParams(max_tokens=MAX_TOKENS, logprobs=5, prompt_logprobs=2)
+    generator.generate(prompts, params)
+    generator.generate(prompts, SamplingParams(max_tokens=MAX_TOKENS))
+    generator.score(prompts)
+
+
 WAYS = (generated, generated, streamed, closed_early, cancelled)
 
 
@@ -125,6 +135,7 @@ def check_soak(subject: Subject) -> Result:
         subject.generator(num_slots=NUM_SLOTS, max_length=256) as generator,
         ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
+        warm(generator)
         for start in range(0, per_round * NUM_ROUNDS, per_round):
             ways.update(pool.map(partial(answer, generator), range(start, start + per_round)))
             gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_check.figures import TokenIds, cache_bytes_per_token
+from benchmarks.gpu_check.report import Skipped, first_line
 from benchmarks.workloads import (
     END_OF_TEXT,
     TWEET_PROMPT_LENGTHS,
@@ -24,14 +26,15 @@ from benchmarks.workloads import (
     byte_tokenizer,
     tweet_length,
 )
-from hgt_infer import GenerationOutput, Generator, SamplingParams
-from hgt_infer.artifact import Artifact
+from hgt_infer import GenerationOutput, Generator, SamplingParams, export
+from hgt_infer.artifact import Artifact, is_artifact, read_artifact
 from hgt_infer.device import open_devices
-from hgt_infer.loading import load_artifact
+from hgt_infer.export import export_checkpoint
+from hgt_infer.loading import content_key, download
 from hgt_infer.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-SAMPLE_TWEETS = REPOSITORY / "training" / "sample" / "tweets.js"
+TEXTS = Path(__file__).with_name("texts.txt")
 SEED = 0
 GPT2_124M = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
 INITIALIZER_RANGE = 0.08  # spreads the logits as training does; the usual 0.02 leaves them nearly uniform
@@ -39,20 +42,18 @@ INITIALIZER_RANGE = 0.08  # spreads the logits as training does; the usual 0.02 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is done: `FULL`, or `QUICK` for a first look.
+    """How much is done: `FULL`, `QUICK` for a first look, `TRIAL` to try the script itself on a CPU.
 
-    budget_s: seconds after which nothing is started any more.
     num_texts, num_text_tokens: real texts whose logits are compared, and tokens of each, at most.
     num_requests: of the comparisons of tokens. num_draws: of each chi-squared test.
     num_mixed: requests of the soak. num_rounds: of each timing.
     graph_rows: of the graphs by themselves. batch_sizes, num_new_tokens: of the decode timings.
-    sweep_slots, sweep_steps: num_slots and steps_per_sync of the sweep.
-    prompt_lengths: of fed and prefilled prompts. num_tweets: requests of the tweets workload.
-    peer_batches: batch size of transformers → how many batches it is given. compiles: whether its
-    compiled generate is timed too.
+    sweep_slots, sweep_steps: num_slots and every steps_per_sync of their comparison.
+    prompt_lengths: of fed and prefilled prompts. num_prefills: different lengths that variants prefill.
+    num_tweets: requests of the tweets workload. peer_batches: batch size of transformers → how many
+    batches it is given. compiles: whether its compiled generate is timed too.
     """
 
-    budget_s: float
     num_texts: int
     num_text_tokens: int
     num_requests: int
@@ -62,48 +63,67 @@ class Scale:
     graph_rows: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     num_new_tokens: int
-    sweep_slots: tuple[int, ...]
+    sweep_slots: int
     sweep_steps: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
+    num_prefills: int
     num_tweets: int
     peer_batches: dict[int, int]
     compiles: bool
 
 
 FULL = Scale(
-    budget_s=520,
     num_texts=64,
     num_text_tokens=32,
     num_requests=256,
     num_draws=20_000,
-    num_mixed=10_000,
+    num_mixed=1_000,
     num_rounds=5,
-    graph_rows=(1, 64, 128, 256),
-    batch_sizes=(1, 64, 128, 256),
+    graph_rows=(1, 64, 256),
+    batch_sizes=(1, 64, 256),
     num_new_tokens=192,
-    sweep_slots=(1, 64, 256),
-    sweep_steps=(1, 2, 4, 8, 16),
-    prompt_lengths=(4, 8, 16, 32, 48, 64, 96, 128),
-    num_tweets=10_000,
-    peer_batches={16: 6, 64: 5, 128: 4, 256: 4},
+    sweep_slots=256,
+    sweep_steps=(2, 4, 8),
+    prompt_lengths=(4, 16, 32, 64, 128),
+    num_prefills=12,
+    num_tweets=5_000,
+    peer_batches={128: 3, 256: 2},
     compiles=True,
 )
 QUICK = Scale(
-    budget_s=165,
     num_texts=16,
     num_text_tokens=32,
     num_requests=96,
     num_draws=20_000,
-    num_mixed=1_000,
+    num_mixed=500,
     num_rounds=3,
     graph_rows=(64, 256),
-    batch_sizes=(1, 64, 256),
-    num_new_tokens=192,
-    sweep_slots=(64,),
-    sweep_steps=(1, 4, 16),
+    batch_sizes=(1, 256),
+    num_new_tokens=96,
+    sweep_slots=64,
+    sweep_steps=(2, 8),
     prompt_lengths=(8, 64),
+    num_prefills=4,
     num_tweets=2_000,
-    peer_batches={128: 3},
+    peer_batches={128: 2},
+    compiles=False,
+)
+TRIAL = Scale(
+    num_texts=3,
+    num_text_tokens=8,
+    num_requests=24,
+    num_draws=2_000,
+    num_mixed=60,
+    num_rounds=1,
+    graph_rows=(1, 4),
+    batch_sizes=(1, 4),
+    num_new_tokens=6,
+    sweep_slots=2,
+    sweep_steps=(1, 4),
+    prompt_lengths=(4, 20, 80),
+    num_prefills=3,
+    num_tweets=20,
+    peer_batches={4: 2, 8: 1},
     compiles=False,
 )
 
@@ -113,27 +133,27 @@ class Subject:
     """What every step is given.
 
     Attributes:
-        model: a checkpoint folder or a hub id.
-        folder: where artifacts are kept, which are made anew.
+        model: a checkpoint folder or a hub id; None for GPT-2 124M with seeded random weights.
+        folder: where checkpoint and artifacts are kept.
         device: "cuda", "cuda:N", or "cpu" to try the script itself.
         scale: how much is done.
         precision: "fp16" on CUDA, "fp32" on a CPU.
-        tweets: real texts, cleaned.
+        texts: real ones, cleaned.
+        is_kept: whether an artifact of an earlier process is used.
     """
 
-    model: str | Path
+    model: str | Path | None
     folder: Path
     device: str
     scale: Scale
     precision: str = ""
-    tweets: Sequence[str] = field(default_factory=lambda: sample_tweets())
-    bandwidth: float | None = None
-    """Bytes a second, read and written together, of a copy within the device; None until it is measured."""
-    graph_seconds: dict[int, float] = field(default_factory=dict)
-    """What the graphs of a step take on the device, by the number of rows, as far as they were timed."""
+    texts: Sequence[str] = field(default_factory=lambda: read_texts())
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What later steps need of earlier ones: `bandwidth`, `step_s` by rows, exports that failed."""
 
     def __post_init__(self) -> None:
         self.precision = self.precision or ("fp16" if self.is_cuda else "fp32")
+        self.is_kept = False
 
     @property
     def is_cuda(self) -> bool:
@@ -148,8 +168,15 @@ class Subject:
         return "CUDAExecutionProvider" if self.is_cuda else "CPUExecutionProvider"
 
     @cached_property
+    def checkpoint(self) -> Path:
+        """The checkpoint's folder: downloaded, or written, where it is not there."""
+        if self.model is None:
+            return write_seeded_checkpoint(self.folder / "gpt2-124m", GPT2_124M)
+        return Path(self.model) if Path(self.model).is_dir() else download(self.model)
+
+    @cached_property
     def artifact(self) -> Artifact:
-        """In the device's precision; exporting it compares its logits with NumPy's."""
+        """In the device's precision. Its logits are compared with nothing yet."""
         return self._export(self.precision)
 
     @cached_property
@@ -158,7 +185,35 @@ class Subject:
         return self.artifact if self.precision == "fp32" else self._export("fp32")
 
     def _export(self, precision: str) -> Artifact:
-        return load_artifact(self.model, precision=precision, cache_dir=self.folder / "artifacts")
+        """Export once; where that fails, it is not tried again.
+
+        An artifact of the same checkpoint and the same exporter is kept: another process goes on with it.
+        """
+        failures: dict[str, str] = self.notes.setdefault("export_failures", {})
+        if precision in failures:
+            raise Skipped(f"the {precision} export failed: {failures[precision]}")
+        try:
+            key = content_key(self.checkpoint, f"{_exporter_hash()} {precision}")[:16]
+            folder = self.folder / "artifacts" / f"{precision}-{key}"
+            if is_artifact(folder):
+                self.is_kept = True
+                return read_artifact(folder)
+            for older in folder.parent.glob(f"{precision}-*"):
+                shutil.rmtree(older)
+            return export_checkpoint(self.checkpoint, folder, precision=precision, references=())
+        except Exception as error:
+            failures[precision] = f"{type(error).__name__}: {first_line(error)}"
+            raise
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second, read and written together, of a copy within the device, once it is measured."""
+        return self.notes.get("bandwidth")
+
+    def step_s(self, num_rows: int) -> float | None:
+        """What the graphs of a step of so many rows take on the device, if they were timed."""
+        seconds: float | None = self.notes.get("step_s", {}).get(str(num_rows))
+        return seconds
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -210,6 +265,22 @@ class Subject:
         )
 
 
+def subject_of(artifact_path: str, device: str) -> Subject:
+    """A subject in a process of its own: an artifact that is there, and nothing else."""
+    artifact = read_artifact(artifact_path)
+    subject = Subject(None, artifact.path.parent, device, FULL, precision=artifact.precision)
+    subject.artifact = artifact
+    return subject
+
+
+def _exporter_hash() -> str:
+    """Of the source of what an export is made by."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(export.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def fixed_length(num_tokens: int, **settings: Any) -> SamplingParams:
     """Settings under which exactly so many tokens come."""
     return SamplingParams(max_tokens=num_tokens, min_tokens=num_tokens, ignore_eos=True, **settings)
@@ -220,19 +291,9 @@ def token_ids(outputs: Iterable[GenerationOutput]) -> list[TokenIds]:
     return [completion.token_ids for output in outputs for completion in output.completions]
 
 
-def sample_tweets(path: Path = SAMPLE_TWEETS) -> list[str]:
-    """The project's sample archive as training cleans it."""
-    from training.cleaning import clean
-    from training.tweets import read_tweets
-
-    return list(clean(read_tweets([path])).kept)
-
-
-def prepare(folder: Path, model: str | None, device: str, scale: Scale) -> Subject:
-    """Make the subject; without a model, GPT-2 124M with seeded random weights, written once."""
-    shutil.rmtree(folder / "artifacts", ignore_errors=True)
-    checkpoint = model or write_seeded_checkpoint(folder / "gpt2-124m", GPT2_124M)
-    return Subject(checkpoint, folder, device, scale)
+def read_texts(path: Path = TEXTS) -> list[str]:
+    """The texts of a file, one a line."""
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def write_seeded_checkpoint(folder: Path, sizes: dict[str, int]) -> Path:

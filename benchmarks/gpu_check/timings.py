@@ -81,7 +81,7 @@ def measure_bandwidth(subject: Subject) -> Result:
                 copy()
                 seconds = [s / num_copies / num_bytes for s in seconds_of(copy, 5)]
     rates = [2 / seconds_per_byte for seconds_per_byte in seconds]
-    subject.bandwidth = statistics.median(rates)
+    subject.notes["bandwidth"] = statistics.median(rates)
     figure = f"{shown([rate / 1e9 for rate in rates], 0)} GB/s"
     says = "copies within the device, bytes read and written"
     return measured("bandwidth", figure, says, bytes_per_s=rates)
@@ -98,7 +98,7 @@ def time_graphs(subject: Subject) -> Iterator[Result]:
             has_logits = bool(np.isfinite(parts.read("logits")).all())
             num_unresolved = int((parts.read("token_ids") == UNRESOLVED).sum())
         model_s, top_k_s = (statistics.median(replays[name].seconds) for name in ("model", "top_k 50"))
-        subject.graph_seconds[num_rows] = model_s + top_k_s
+        subject.notes.setdefault("step_s", {})[str(num_rows)] = model_s + top_k_s
         bound_s = _bound_s(subject, [CONTEXT] * num_rows)
         says = f"replayed in a row at context {CONTEXT}"
         if bound_s is not None:
@@ -128,8 +128,9 @@ def _bound_s(subject: Subject, context_lengths: Sequence[int]) -> float | None:
     """Seconds that memory needs for a step, by the bandwidth that was measured; None before it was."""
     if subject.bandwidth is None:
         return None
-    vocab_size = subject.artifact.config.vocab_size
-    num_bytes = step_bytes(subject.weights_bytes, subject.bytes_per_token, context_lengths, vocab_size)
+    artifact = subject.artifact
+    logits_bytes = artifact.config.vocab_size * np.dtype(artifact.float_type).itemsize
+    num_bytes = step_bytes(subject.weights_bytes, subject.bytes_per_token, context_lengths, logits_bytes)
     return num_bytes / subject.bandwidth
 
 
@@ -169,18 +170,19 @@ def _decode(subject: Subject, batch_size: int) -> Result:
     )
 
 
-def time_steps_per_sync(subject: Subject) -> Iterator[Result]:
+def time_steps_per_sync(subject: Subject) -> Result:
     """Tweets at several steps_per_sync: more hide more of the host's work and waste more rows."""
-    for num_slots in subject.scale.sweep_slots:
-        found = {steps: _tweets_at(subject, num_slots, steps) for steps in subject.scale.sweep_steps}
-        best = max(found, key=lambda steps: found[steps]["tokens_per_s"])
-        says = ", ".join(
-            f"{steps}: {values['tokens_per_s']:,.0f} ({values['wasted_share']:.1%} wasted)"
-            for steps, values in found.items()
-        )
-        figure = f"best {best}: {found[best]['tokens_per_s']:,.0f} tok/s"
-        values = {str(steps): values for steps, values in found.items()}
-        yield measured(f"steps_per_sync, {num_slots}", figure, says, **values)
+    num_slots = subject.scale.sweep_slots
+    found = {steps: _tweets_at(subject, num_slots, steps) for steps in subject.scale.sweep_steps}
+    rates = {steps: [values["num_tokens"] / s for s in values["seconds"]] for steps, values in found.items()}
+    best = max(rates, key=lambda steps: statistics.median(rates[steps]))
+    says = ", ".join(
+        f"{steps}: {shown(rates[steps], 0)} ({values['wasted_share']:.1%} wasted)"
+        for steps, values in found.items()
+    )
+    figure = f"best {best}: {shown(rates[best], 0)} tok/s"
+    values = {str(steps): values for steps, values in found.items()}
+    return measured(f"steps_per_sync, {num_slots}", figure, says, **values)
 
 
 def _tweets_at(subject: Subject, num_slots: int, steps_per_sync: int) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _tweets_at(subject: Subject, num_slots: int, steps_per_sync: int) -> dict[st
     num_wasted = after.wasted_rows - before.wasted_rows
     return {
         "seconds": seconds,
-        "tokens_per_s": workload.num_tokens / statistics.median(seconds),
+        "num_tokens": workload.num_tokens,
         "wasted_rows": num_wasted,
         "wasted_share": num_wasted / (num_wasted + num_rounds * workload.num_tokens),
     }
@@ -208,7 +210,7 @@ def tweet_params(lengths: Sequence[int]) -> list[SamplingParams]:
 
 def time_prompts(subject: Subject) -> list[Result]:
     """Prompts of one length, computed by steps beside running sequences, and by runs of their own."""
-    num_slots = min(64, *subject.scale.sweep_slots[-1:]) if subject.is_cuda else 4
+    num_slots = min(64, subject.scale.sweep_slots) if subject.is_cuda else 4
     num_prompts, num_new_tokens = 2 * num_slots, 16
     rng = np.random.default_rng(SEED)
     limit = subject.artifact.config.n_positions - num_new_tokens
@@ -293,7 +295,7 @@ def time_tweets(subject: Subject) -> Iterator[Result]:
         waited_s=sum(waited),
         wall_s=seconds[-1],
     )
-    device_s = subject.graph_seconds.get(num_slots)
+    device_s = subject.step_s(num_slots)
     if device_s is not None:
         idle = max(0.0, 1 - num_steps * device_s / seconds[-1])
         says = (

@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,23 @@ def installed_references() -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far an artifact's logits are from a reference's.
+
+    Attributes:
+        reference: its name.
+        largest: of the absolute differences.
+        allowed: what the precision allows, in words.
+        is_close: whether all of them are allowed.
+    """
+
+    reference: str
+    largest: float
+    allowed: str
+    is_close: bool
+
+
 def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]) -> dict[str, float]:
     """Return the largest absolute difference of logits to each reference.
 
@@ -59,22 +77,41 @@ def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]
         ModelFormatError: a difference is above the precision's tolerance.
         ParameterError: an unknown reference.
     """
+    differences = {}
+    for found in compare(artifact, checkpoint, references):
+        if not found.is_close:
+            raise ModelFormatError(
+                f"{checkpoint.path}: the exported logits differ from {found.reference}'s by up to "
+                f"{found.largest:g}; allowed are {found.allowed}"
+            )
+        differences[found.reference] = found.largest
+        logger.info("%s: logits within %.2g of %s's", artifact.path, found.largest, found.reference)
+    return differences
+
+
+def compare(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]) -> Iterator[Difference]:
+    """Compare an artifact's logits with each reference's; nothing comes where no device here can run it.
+
+    Raises:
+        ParameterError: an unknown reference.
+    """
     unknown = set(references) - set(REFERENCES)
     if unknown:
         raise ParameterError(
             f"references must be of {', '.join(REFERENCES)}; got {', '.join(sorted(unknown))}"
         )
+    if not references:
+        return
     device: Device = CpuDevice()
     if artifact.precision == "fp16":
         if not count_cuda_devices():
             logger.warning(
                 "%s: fp16 runs on CUDA only, and there is no GPU here: not verified", artifact.path
             )
-            return {}
+            return
         device = CudaDevice()
     with contextlib.closing(device):
         texts, actual = _run(artifact, device)
-    differences = {}
     for name in references:
         with REFERENCES[name](checkpoint) as last_logits:
             expected = np.stack([last_logits(text) for text in texts], axis=1)
@@ -86,14 +123,7 @@ def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]
             absolute, relative = TOLERANCES[artifact.precision]
             allowed = f"{absolute:g} + {relative:g} · |logit|"
             is_close = np.all(difference <= absolute + relative * np.abs(expected))
-        if not is_close:
-            raise ModelFormatError(
-                f"{checkpoint.path}: the exported logits differ from {name}'s by up to {difference.max():g}; "
-                f"allowed are {allowed}"
-            )
-        differences[name] = float(difference.max())
-        logger.info("%s: logits within %.2g of %s's", artifact.path, differences[name], name)
-    return differences
+        yield Difference(name, float(difference.max()), allowed, bool(is_close))
 
 
 def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[np.float32]]:
