@@ -32,7 +32,7 @@ from hgt_infer.sampling import (
     token_logprobs,
     uniforms,
 )
-from hgt_infer.sampling_kernel import Sampler
+from hgt_infer.sampling_kernel import MAX_TOP_P_TEMPERATURE, Sampler
 from hgt_infer.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
 from hgt_infer.sequence import Sequence, SequenceParams
 from hgt_infer.slot_record import (
@@ -276,7 +276,12 @@ class CapturedRunner:
             self._begin(slot)
 
     def _is_drawn_on_host(self, params: SequenceParams) -> bool:
-        return _suppresses_too_many(params) or needs_host(params, self.config.vocab_size, max_top_k=None)
+        is_too_hot = params.top_p < 1 and params.temperature > MAX_TOP_P_TEMPERATURE
+        return (
+            is_too_hot
+            or _suppresses_too_many(params)
+            or needs_host(params, self.config.vocab_size, max_top_k=None)
+        )
 
     def _holds_of(self, slot: int) -> int:
         return WAITS if slot in self._held else RUNS

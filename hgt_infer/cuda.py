@@ -86,6 +86,7 @@ class _Owned:
         self.device_id = device_id
         self.stream: int | None = None
         self.sessions: list[ort.InferenceSession] = []  # which free memory and graphs when they end
+        self.kernels: list[Kernel] = []
         self.events: list[int] = []
         self.addresses: list[int] = []
         self.pinned: list[Any] = []  # keeps page-locked memory until nothing queued can refer to it
@@ -95,9 +96,14 @@ class _Owned:
         cudart, stream = self.cudart, self.stream
         self.stream = None
         cudart.cudaSetDevice(self.device_id)
-        if stream is not None:
-            cudart.cudaStreamSynchronize(stream)
+        if stream is not None and cudart.cudaStreamSynchronize(stream):
+            # ONNX Runtime's destructor of a captured graph throws then, which ends the process.
+            for session in self.sessions:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         self.sessions.clear()
+        while self.kernels:
+            with contextlib.suppress(EngineError):  # of a GPU that has failed
+                self.kernels.pop().close()
         while self.events:
             cudart.cudaEventDestroy(self.events.pop())
         while self.addresses:
@@ -302,7 +308,7 @@ class CudaDevice:
         """A kernel compiled for this GPU, whose launches are queued on the stream; see CudaKernel."""
         major, minor = self.limits().compute_capability
         with self.at_work():
-            return CudaKernel(
+            kernel = CudaKernel(
                 f"sm_{major}{minor}",
                 self.stream,
                 path,
@@ -311,6 +317,8 @@ class CudaDevice:
                 defines=defines,
                 addresses=addresses,
             )
+        self._owned.kernels.append(kernel)
+        return kernel
 
     def limits(self) -> GpuLimits:
         """What the GPU can do."""

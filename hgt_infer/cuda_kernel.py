@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hgt_infer.cache_folder import cache_folder
-from hgt_infer.cuda_runtime import NVRTC
-from hgt_infer.errors import DeviceUnavailableError, EngineError
+from hgt_infer.cuda_runtime import NVRTC, OUT_OF_MEMORY
+from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class CudaKernel:
 
     Raises:
         DeviceUnavailableError: NVRTC is not installed.
+        DeviceMemoryError: the code does not fit.
         EngineError: the source cannot be compiled or loaded.
     """
 
@@ -109,6 +110,8 @@ class CudaKernel:
         number = c_int()
         config = self._config(1, cluster_size, shared_bytes)
         status = self._driver.cuOccupancyMaxActiveClusters(byref(number), self._function, config)
+        if status:
+            logger.warning("clusters of %d blocks cannot run: %s", cluster_size, self._error_name(status))
         return 0 if status else number.value
 
     def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
@@ -121,8 +124,10 @@ class CudaKernel:
         self._check(status, "cuLaunchKernelEx")
 
     def close(self) -> None:
-        """See Kernel."""
-        self._call("cuModuleUnload", self._module)
+        """See Kernel; twice is once."""
+        if self._module:
+            module, self._module = self._module, c_void_p()
+            self._call("cuModuleUnload", module)
 
     def _config(self, num_rows: int, cluster_size: int, shared_bytes: int) -> Any:
         """A reference to a launch's shape; the function may take so much shared memory from then on."""
@@ -146,9 +151,13 @@ class CudaKernel:
 
     def _check(self, status: int, function: str) -> None:
         if status:
-            name = c_char_p()
-            self._driver.cuGetErrorName(status, byref(name))
-            raise EngineError(f"{function}: {(name.value or b'unknown error').decode()} ({status})")
+            kind = DeviceMemoryError if status == OUT_OF_MEMORY else EngineError
+            raise kind(f"{function}: {self._error_name(status)}")
+
+    def _error_name(self, status: int) -> str:
+        name = c_char_p()
+        self._driver.cuGetErrorName(status, byref(name))
+        return f"{(name.value or b'unknown error').decode()} ({status})"
 
 
 def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) -> bytes:
@@ -169,7 +178,11 @@ def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) ->
     major, minor = c_int(), c_int()
     nvrtc.nvrtcVersion(byref(major), byref(minor))
     made_of = f"nvrtc {major.value}.{minor.value} {' '.join(options)}\n".encode() + source
-    cached = cache_folder() / "kernels" / f"{path.stem}-{hashlib.sha256(made_of).hexdigest()}.cubin"
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # the user has no home
+        return _compile(nvrtc, path.name, source, architecture, options)
+    cached = folder / "kernels" / f"{path.stem}-{hashlib.sha256(made_of).hexdigest()}.cubin"
     code = _read_cached(cached)
     if code is None:
         code = _compile(nvrtc, path.name, source, architecture, options)
@@ -185,7 +198,7 @@ def _compile(nvrtc: Any, name: str, source: bytes, architecture: str, options: l
         raise EngineError(f"nvrtcCreateProgram: error {status}")
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), encoded):
-            log = _read(nvrtc, "ProgramLog", program).rstrip(b"\0").decode()
+            log = _read(nvrtc, "ProgramLog", program).rstrip(b"\0").decode(errors="replace")
             raise EngineError(f"{name} for {architecture}: {log}")
         return _read(nvrtc, "CUBIN", program)
     finally:
@@ -196,9 +209,11 @@ def _read(nvrtc: Any, what: str, program: c_void_p) -> bytes:
     size = c_size_t()
     size_function = getattr(nvrtc, f"nvrtcGet{what}Size")
     size_function.argtypes = [c_void_p, POINTER(c_size_t)]
-    size_function(program, byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
+    status = size_function(program, byref(size))
+    buffer = ctypes.create_string_buffer(max(size.value, 1))
+    status = status or getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
+    if status or not size.value:
+        raise EngineError(f"nvrtcGet{what} gave {size.value} bytes: error {status}")
     return buffer.raw
 
 
@@ -209,7 +224,7 @@ def _read_cached(path: Path) -> bytes | None:
     except OSError:
         return None
     digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(code).digest() == digest:
+    if code and hashlib.sha256(code).digest() == digest:
         return code
     logger.warning("%s is damaged and made anew", path)
     return None

@@ -121,6 +121,7 @@ struct Row {
     int shift;                        // place of id 0
     int first_chunk, last_chunk;      // of this block; the last one excluded
     float peak, levels_per_logit;
+    float lowest;  // what top_k leaves of the logits
     u32* kept;  // levels of this block's places, where KEEPS_LEVELS
     Shared* shared;
     int turn;  // which of the bins is clear
@@ -176,7 +177,7 @@ static __device__ void read_logits(const Row& row, int place, float* logits) {
 
 static __device__ u32 level_of(const Row& row, float logit) {
     float level = (row.peak - logit) * row.levels_per_logit;
-    return level <= MAX_LEVEL ? (u32)level : NO_LEVEL;
+    return level <= MAX_LEVEL && logit >= row.lowest ? (u32)level : NO_LEVEL;
 }
 
 // Levels of the NUM_TAKEN places from `place` on, which is one of this block's.
@@ -192,6 +193,13 @@ static __device__ void take_levels(const Row& row, int place, u32* levels) {
     read_logits<NUM_TAKEN>(row, place, logits);
     UNROLLED for (int i = 0; i < NUM_TAKEN; i++) levels[i] = level_of(row, logits[i]);
 #endif
+}
+
+// The logit of one place, as adjusted; for the few that a level has in common.
+static __device__ float logit_at(const Row& row, int place) {
+    float logit;
+    read_logits<1>(row, place, &logit);
+    return logit;
 }
 
 static __device__ u64 weight_of(u32 level) {
@@ -228,19 +236,22 @@ static __device__ u64 philox(u64 key0, u64 key1, u64 index) {
     return index % 4 == 0 ? c0 : index % 4 == 1 ? c1 : index % 4 == 2 ? c2 : c3;
 }
 
+// A logit as a whole number that is larger for a larger one, and back.
+static __device__ u32 ordered(float logit) {
+    u32 bits = __float_as_uint(logit + 0.0f);  // -0 becomes 0, which it equals
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+static __device__ float ordered_logit(u32 ordered) {
+    return __uint_as_float(ordered >> 31 ? ordered ^ 0x80000000u : ~ordered);
+}
+
 // Of the whole cluster: every thread calls what follows, and gets the same result.
 
 // A logit and an id as one number: larger for a larger logit, and for the lower of two ids with equal logits.
-static __device__ u64 candidate(float logit, int id) {
-    u32 bits = __float_as_uint(logit + 0.0f);  // -0 becomes 0, which it equals
-    u32 ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return (u64)ordered << 32 | (u32)~id;
-}
+static __device__ u64 candidate(float logit, int id) { return (u64)ordered(logit) << 32 | (u32)~id; }
 
-static __device__ float logit_of(u64 candidate) {
-    u32 ordered = (u32)(candidate >> 32);
-    return __uint_as_float(ordered >> 31 ? ordered ^ 0x80000000u : ~ordered);
-}
+static __device__ float logit_of(u64 candidate) { return ordered_logit((u32)(candidate >> 32)); }
 
 static __device__ int id_of(u64 candidate) { return (int)~(u32)candidate; }
 
@@ -304,6 +315,16 @@ static __device__ void keep_levels(const Row& row) {
 #endif
 }
 
+// Let those of a level go whose logits are below the lowest that top_k leaves; level_of does it where none is kept.
+static __device__ void drop_below_lowest(const Row& row, u32 level) {
+#if KEEPS_LEVELS
+    int first = CHUNK * row.first_chunk, num_places = CHUNK * (row.last_chunk - row.first_chunk);
+    for (int i = threadIdx.x; i < num_places; i += BLOCK)
+        if (row.kept[i] == level && logit_at(row, first + i) < row.lowest) row.kept[i] = NO_LEVEL;
+    __syncthreads();
+#endif
+}
+
 // Where the running sum of shared.values[0 … count - 1] reaches the goal that goal_of makes of their total; at the
 // last value if it never does. The values are written, and a barrier is passed, before.
 template <typename Goal>
@@ -340,17 +361,17 @@ static __device__ void add(Bins& bins, u32 bin, u64 value) {
     if (high) atomicAdd(&bins.high[bin], high);
 }
 
-// What is summed up to a goal, digit by digit.
-enum What { TOKENS, WEIGHT, TIES };
+// What is summed up to a goal, digit by digit: tokens or their weights by level, of levels up to a limit; or
+// tokens whose level is the limit, by their logits, the largest first, or by their ids.
+enum What { TOKENS, WEIGHT, LOGITS, IDS };
 
-// The lowest key K at which the tokens with keys 0 … K reach the goal. The key is a token's level, and what is summed
-// are tokens or their weights, of levels up to `limit`; or it is the id of a token whose level is `limit`
-// (TIES). The goal is made of the sum over all keys. A goal out of reach gives the index 0xffffffff.
+// The lowest key K at which the tokens with keys 0 … K reach the goal, which is made of the sum over all keys. A goal
+// out of reach gives the index 0xffffffff.
 template <typename Goal>
 static __device__ Found key_that_reaches(Row& row, What what, u32 limit, Goal goal_of) {
     Shared& shared = *row.shared;
     Found result = {0, 0, 0, 0};
-    const int top = what == TIES && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
+    const int top = what == IDS && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
     const int first = CHUNK * row.first_chunk, last = CHUNK * row.last_chunk;
     for (int shift = top; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
         Bins& bins = shared.bins[row.turn];
@@ -359,8 +380,10 @@ static __device__ Found key_that_reaches(Row& row, What what, u32 limit, Goal go
             u32 levels[NUM_TAKEN];
             take_levels(row, place, levels);
             UNROLLED for (int i = 0; i < NUM_TAKEN; i++) {
-                u32 level = levels[i], key = what == TIES ? place + i - row.shift : level;
-                bool is_summed = what == TIES ? level == limit : level <= limit;
+                u32 level = levels[i], key = level;
+                bool is_summed = what == TOKENS || what == WEIGHT ? level <= limit : level == limit;
+                if (what == IDS) key = place + i - row.shift;
+                if (what == LOGITS && is_summed) key = ~ordered(logit_at(row, place + i));
                 bool has_prefix = shift == top || (key ^ result.index) >> (shift + 8) == 0;
                 if (is_summed && has_prefix)
                     add(bins, key >> shift & 255, what == WEIGHT ? weight_of(level) : 1);
@@ -396,8 +419,14 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
     keep_levels(row);
     if (record.top_k > 0 && record.top_k < VOCAB_SIZE) {
         u64 top_k = record.top_k;
-        u32 level = key_that_reaches(row, TOKENS, filter.limit, [=](u64) { return top_k; }).index;
-        filter.limit = level < filter.limit ? level : filter.limit;
+        Found last = key_that_reaches(row, TOKENS, filter.limit, [=](u64) { return top_k; });
+        filter.limit = last.index < filter.limit ? last.index : filter.limit;
+        u64 num_left = top_k - last.before;
+        if (last.before < top_k && num_left < last.at) {  // not all of the last level: those with the largest logits
+            Found lowest = key_that_reaches(row, LOGITS, filter.limit, [=](u64) { return num_left; });
+            row.lowest = ordered_logit(~lowest.index);
+            drop_below_lowest(row, filter.limit);
+        }
     }
     if (record.top_p < 1) {
         double top_p = record.top_p;
@@ -409,7 +438,7 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
         u64 weight = weight_of(filter.limit);
         if (last.goal - last.before <= last.at - weight) {  // not all of the last level: those with the lowest ids
             u64 num_ties = (last.goal - last.before + weight - 1) / weight;
-            filter.last_tie = key_that_reaches(row, TIES, filter.limit, [=](u64) { return num_ties; }).index;
+            filter.last_tie = key_that_reaches(row, IDS, filter.limit, [=](u64) { return num_ties; }).index;
         }
     }
 
@@ -472,7 +501,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
         const int first_chunk = num_own * blockIdx.x < NUM_CHUNKS ? num_own * blockIdx.x : NUM_CHUNKS;
         const int last_chunk = first_chunk + num_own < NUM_CHUNKS ? first_chunk + num_own : NUM_CHUNKS;
         Row row = {logits + first - shift, 0, 0, 0, shift, first_chunk, last_chunk, 0, 0,
-                   (u32*)(&shared + 1), &shared, 0};
+                   -INFINITE, (u32*)(&shared + 1), &shared, 0};
         if (record.is_adjusted) {
             row.logit_bias = logit_bias + first - shift;
             row.repetition_penalty = repetition_penalty + first - shift;

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hgt_infer.cuda import CudaDevice
+from hgt_infer.errors import ModelFormatError
 from hgt_infer.sampling import UNIFORMS_PER_STEP
 from hgt_infer.slot_record import FED, HELD, MAX_EOS_TOKENS, MAX_FED_TOKENS, STANDS, UNRESOLVED
 
@@ -25,6 +26,11 @@ CLUSTER_SIZES = (1, 2, 4, 8)
 """Blocks that sample one row together; more than one from compute capability 9.0 on, more than 8 nowhere."""
 
 MIN_CLUSTER_CAPABILITY = 9
+
+MAX_TOP_P_TEMPERATURE = 1_000.0
+"""Above it the host draws a row with top_p: the kernel takes logits that differ by less than
+temperature · 2^-27 for equally likely, and keeps the lowest ids of them.
+"""
 
 _VECTOR_BYTES = 16
 _CHUNK = 256  # places that a warp sums up at once
@@ -41,32 +47,49 @@ class Sampler:
         logits_dtype: float16 or float32.
         addresses: the kernel's arguments, in the order of sampler.cu; arrays [rows, V] start at multiples of
             16 bytes.
+        cluster_sizes: of which one is chosen by the number of rows; increasing.
+
+    Raises:
+        ModelFormatError: the vocabulary is too large for the GPU's shared memory.
     """
 
     def __init__(
-        self, device: CudaDevice, vocab_size: int, logits_dtype: DTypeLike, addresses: Sequence[int]
+        self,
+        device: CudaDevice,
+        vocab_size: int,
+        logits_dtype: DTypeLike,
+        addresses: Sequence[int],
+        *,
+        cluster_sizes: Sequence[int] = CLUSTER_SIZES,
     ) -> None:
         logits, _, _, _, logit_bias, repetition_penalty, *_ = addresses
         assert not any(address % _VECTOR_BYTES for address in (logits, logit_bias, repetition_penalty))
         limits = device.limits()
+        self._device = device
         self._vocab_size = vocab_size
-        sizes = CLUSTER_SIZES if limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY else CLUSTER_SIZES[:1]
-        # Where the levels of no cluster's rows fit its shared memory, they are computed again in each pass.
-        keeping = [size for size in sizes if shared_bytes(vocab_size, size) <= limits.max_shared_bytes]
-        self.keeps_levels = bool(keeping)
-        self._kernel = device.kernel(
-            SOURCE,
-            NAME,
-            block_size=BLOCK_SIZE,
-            defines=sampler_defines(vocab_size, logits_dtype, keeps_levels=self.keeps_levels),
-            addresses=addresses,
-        )
-        # Rows up to which so many blocks a row all run at once; the smallest size serves any number.
-        with device.at_work():
-            self._max_rows = {
-                size: self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
-                for size in keeping or sizes
-            }
+        has_clusters = limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY
+        sizes = [size for size in cluster_sizes if size == 1 or has_clusters]
+        # Where levels do not fit the shared memory of any number of blocks, each pass computes them again.
+        for self.keeps_levels in (True, False):
+            fitting = [size for size in sizes if self._shared_bytes(size) <= limits.max_shared_bytes]
+            if not fitting:
+                continue
+            self._kernel = device.kernel(
+                SOURCE,
+                NAME,
+                block_size=BLOCK_SIZE,
+                defines=sampler_defines(vocab_size, logits_dtype, keeps_levels=self.keeps_levels),
+                addresses=addresses,
+            )
+            # Rows up to which so many blocks a row all run at once; the smallest size serves any number.
+            with device.at_work():
+                numbers = {size: self._max_active_clusters(size) for size in fitting}
+            self._max_rows = {size: number for size, number in numbers.items() if number or size == 1}
+            if self._max_rows:
+                break
+            self.close()
+        else:
+            raise ModelFormatError(f"a vocabulary of {vocab_size:,} tokens is too large for {device.name}")
         self._launches: dict[int, Callable[[], None]] = {}
 
     def cluster_size(self, num_rows: int) -> int:
@@ -84,7 +107,11 @@ class Sampler:
 
     def close(self) -> None:
         """Unload the kernel; nothing of it may be queued any more."""
-        self._kernel.close()
+        with self._device.at_work():
+            self._kernel.close()
+
+    def _max_active_clusters(self, size: int) -> int:
+        return self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
 
     def _shared_bytes(self, cluster_size: int) -> int:
         return shared_bytes(self._vocab_size, cluster_size, keeps_levels=self.keeps_levels)

@@ -26,7 +26,7 @@ from hgt_infer.device import CpuDevice
 from hgt_infer.errors import DeviceMemoryError, EngineError, ParameterError
 from hgt_infer.export import export_checkpoint
 from hgt_infer.runner import ModelRunner
-from hgt_infer.sampling import needs_host
+from hgt_infer.sampling import filtered_probs, needs_host
 from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.sequence import Request, Sequence, SequenceParams
 from hgt_infer.slot_record import MAX_FED_TOKENS
@@ -329,6 +329,24 @@ def test_half_precision_gives_the_tokens_of_the_eager_runner_too(checkpoint: Pat
     expected = run_eager(half, copied(calls))
     assert any(result.prompt_logprobs for group in expected for result in group)
     assert run_captured(half, calls, pace=3) == expected
+
+
+def test_top_p_of_a_hot_row_is_the_hosts(opened: Artifact) -> None:
+    """At such a temperature many logits share a level of the kernel's."""
+    kept: list[Any] = []
+
+    def keep(token_ids: list[int], logits: Any) -> Any:
+        kept.append(logits.copy())
+        return logits
+
+    hot: dict[str, Any] = {"temperature": 1e9, "top_p": 0.3, "max_tokens": 1}
+    prompt = (5, 6, 7)
+    calls = [Call(prompt, 1, SequenceParams(seed=0, logits_processor=keep, **hot))]
+    calls += [Call(prompt, 1, SequenceParams(seed=seed, **hot)) for seed in range(60)]
+    results = run_captured(opened, calls)
+    probs = filtered_probs(kept[0], calls[1].params)
+    assert 0 < np.count_nonzero(probs) < 0.35 * VOCAB_SIZE
+    assert all(probs[result.token_ids[0]] > 0 for [result] in results)
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 8, 13])

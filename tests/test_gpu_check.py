@@ -531,7 +531,7 @@ def test_command_needs_what_hgt_infer_needs_and_nothing_more(tmp_path: Path) -> 
     )
     assert process.returncode == 0, output
     passed = {name for name, result in results.items() if result["status"] == "passed"}
-    assert passed >= {"smoke", "environment", "export", "export verified, fp32", "placement"}
+    assert passed >= {"smoke: generator", "environment", "export", "export verified, fp32", "placement"}
     assert passed >= {"logits of steps", "logits of prefills"}
     assert "not allowed" in results["transformers"]["says"]
 
@@ -539,8 +539,9 @@ def test_command_needs_what_hgt_infer_needs_and_nothing_more(tmp_path: Path) -> 
 def test_smoke_ends_the_command_where_a_gpu_computes_nothing(tmp_path: Path, libraries: Path) -> None:
     process, results, output = run_command(tmp_path, **stub_environment(tmp_path, libraries))
     assert process.returncode == 1, output
-    assert list(results) == ["smoke"]
-    assert results["smoke"]["says"].endswith("the replayed graph's logits are not numbers")
+    assert all(name.startswith("smoke: ") for name in results)
+    assert results["smoke: run"]["figure"] == "logits are not numbers"
+    assert results["smoke: run"]["status"] == "failed"
 
 
 def test_command_runs_over_the_real_provider(tmp_path: Path, libraries: Path) -> None:

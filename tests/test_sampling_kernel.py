@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hgt_infer.cuda import GpuLimits
+from hgt_infer.errors import ModelFormatError
 from hgt_infer.sampling import (
     UNIFORMS_PER_STEP,
     add_token,
@@ -207,6 +208,23 @@ def test_a_vocabulary_of_more_than_16_bits_is_drawn_from_in_the_order_of_ids(clu
     assert rows.step(cluster_size=cluster_size).tolist() == expected
 
 
+@pytest.mark.parametrize("keeps_levels", [True, False])
+@pytest.mark.parametrize("cluster_size", [1, 2])
+def test_top_k_tells_logits_apart_that_share_a_level(cluster_size: int, keeps_levels: bool) -> None:
+    logits = np.full((3, VOCAB_SIZE), -60, np.float32)
+    logits[0, [3, 300]] = np.nextafter(np.float32(0.05), np.float32(0)), 0.05
+    logits[1, [3, 4, 300]] = 1e-7, 2e-7, 6
+    logits[2] = some_logits() * 3 - 90
+    allowed = [{300}, {4, 300}, set(np.argsort(logits[2])[-5:].tolist())]
+    rows = Rows(
+        np.repeat(logits, 100, axis=0),
+        temperature=np.repeat(np.array([1, 4, 1e8]), 100),
+        top_k=np.repeat([1, 2, 5], 100),
+    )
+    drawn = rows.step(cluster_size=cluster_size, keeps_levels=keeps_levels).reshape(3, 100)
+    assert [set(row.tolist()) for row in drawn] == allowed
+
+
 def test_zeros_of_both_signs_are_equal() -> None:
     logits = np.full(VOCAB_SIZE, -1.0)
     logits[[9, 30]] = -0.0, 0.0
@@ -353,8 +371,13 @@ class LimitedDevice:
         self.defines = defines
         return self
 
+    name = "cuda:0"
+
     def at_work(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def close(self) -> None:
+        pass
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
         assert shared_bytes <= self._limits.max_shared_bytes
@@ -397,6 +420,15 @@ def test_levels_are_kept_where_they_fit(
 def test_a_cluster_that_the_gpu_cannot_run_is_not_launched() -> None:
     device: Any = LimitedDevice((9, 0), 227 << 10, of_2=5, of_4=0, of_8=0)
     assert Sampler(device, 50_257, np.float16, ADDRESSES).cluster_size(1) == 2
+    device = LimitedDevice((12, 0), 99 << 10, of_2=0, of_4=0, of_8=0)
+    sampler = Sampler(device, 50_257, np.float16, ADDRESSES)
+    assert (sampler.keeps_levels, sampler.cluster_size(1)) == (False, 1)
+
+
+def test_a_vocabulary_beyond_the_shared_memory_is_named() -> None:
+    device: Any = LimitedDevice((8, 0), 163 << 10)
+    with pytest.raises(ModelFormatError, match=r"vocabulary of 16,777,216 tokens is too large for cuda:0"):
+        Sampler(device, 1 << 24, np.float16, ADDRESSES)
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
@@ -418,5 +450,5 @@ def test_nvcc_compiles_it_and_for_hopper_without_spills(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    if architecture == "sm_90":
+    if architecture == "sm_90" and keeps_levels:
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr

@@ -89,18 +89,21 @@ def run(options: Options) -> int:
 
 def work(options: Options, path: Path) -> int:
     """Start one worker after another; each one that ends early has finished a step more."""
+    num_done = -1
     while True:
         status = start_worker(options)
         if status == UNAVAILABLE and not options.is_next:
             return UNAVAILABLE
         if status not in (OVER, GO_ON):
             report = Report.load(path) if path.exists() else None
-            if report is None or report.running is None:
+            stacks = options.stacks.read_text(errors="replace") if options.stacks.exists() else ""
+            if report is not None and report.running is not None:
+                report.end_step(ending_of(status, stacks), stacks=stacks)
+            elif report is None or report.num_done <= num_done:
                 print(f"error: the worker ended with status {status} between steps", file=sys.stderr)
                 return 1
-            stacks = options.stacks.read_text(errors="replace") if options.stacks.exists() else ""
-            report.end_step(ending_of(status, stacks), stacks=stacks)
         report = Report.load(path)
+        num_done = report.num_done
         if status == OVER or report.is_over:
             return 1 if report.has_failed else 0
         options = replace(options, is_next=True)

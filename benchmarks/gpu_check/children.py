@@ -5,8 +5,10 @@ A child prints its values as lines of JSON; what it printed before it ended coun
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 
 from benchmarks.gpu_check.report import shortened
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -25,6 +28,12 @@ class Child:
 
     lines: list[dict[str, Any]]
     error: str = ""
+
+
+def end_with_parent() -> None:
+    """Let the system end this process when the one that started it ends: it would go on using the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def run_child(

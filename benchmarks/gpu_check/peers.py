@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.backends import StaticBatches, TokenIds, Transformers
 from benchmarks.comparison import Spread, compare
-from benchmarks.gpu_check.children import run_child
+from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.figures import agreement
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
@@ -245,4 +245,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ from benchmarks.comparison import Spread
 from benchmarks.gpu_check.subject import SEED, Subject
 from hgt_infer.captured_memory import CapturedMemory
 from hgt_infer.model_session import ModelSession, run_options
-from hgt_infer.sampling_kernel import Sampler
+from hgt_infer.sampling_kernel import CLUSTER_SIZES, Sampler
 from hgt_infer.slot_record import RECORD, WAITS
 
 NUM_REPLAYS = 50
+WARMUP_S = 0.3
 CONTEXT = 100
 GRAPH_ID = 1
 
@@ -94,7 +95,9 @@ class StepParts:
         assert self._eager is not None, "the model is not open"
         self._eager()
 
-    def open_sampler(self, name: str, **settings: float) -> None:
+    def open_sampler(
+        self, name: str, *, cluster_sizes: Sequence[int] = CLUSTER_SIZES, **settings: float
+    ) -> None:
         """Compile the sampler under a name of one's own, with these settings in every row."""
         rows = records(self.num_rows, settings)
         address = self.device.allocate(rows.nbytes)
@@ -102,7 +105,13 @@ class StepParts:
         addresses = self._memory.sampler_arguments()
         addresses[addresses.index(self._memory.records)] = address
         artifact = self.subject.artifact
-        sampler = Sampler(self.device, artifact.config.vocab_size, artifact.float_type, addresses)
+        sampler = Sampler(
+            self.device,
+            artifact.config.vocab_size,
+            artifact.float_type,
+            addresses,
+            cluster_sizes=cluster_sizes,
+        )
         self._parts[name] = partial(sampler.launch, self.num_rows)
 
     def capture(self) -> None:
@@ -113,19 +122,33 @@ class StepParts:
         self.run_all(1)
 
     def time(self, name: str, *, num_rounds: int, num_replays: int | None = None) -> Replay:
-        """Run one part in a row; each round waits once, behind its last run."""
+        """Run one part in a row, WARMUP_S before it counts: an idle GPU's clocks are low.
+
+        Each round waits once, behind its last run.
+        """
         num_replays = num_replays or NUM_REPLAYS
         run = self._parts[name]
         seconds, launches = [], []
         with self.device.at_work():
-            for _ in range(num_rounds + 1):
+            end_s = time.perf_counter() + WARMUP_S
+            while time.perf_counter() < end_s:
+                for _ in range(num_replays):
+                    run()
+                self.device.synchronize()
+            for _ in range(num_rounds):
                 start_s = time.perf_counter()
                 for _ in range(num_replays):
                     run()
                 launches.append((time.perf_counter() - start_s) / num_replays)
                 self.device.synchronize()
                 seconds.append((time.perf_counter() - start_s) / num_replays)
-        return Replay(name, self.num_rows, seconds[1:], min(launches[1:]))
+        return Replay(name, self.num_rows, seconds, min(launches))
+
+    def run(self, name: str) -> None:
+        """Run one part, and wait for it."""
+        with self.device.at_work():
+            self._parts[name]()
+            self.device.synchronize()
 
     def run_all(self, num_times: int) -> None:
         """Every part that is open in turn, for a profiler to look at."""

@@ -133,6 +133,11 @@ class Report:
         return any(result.status == "failed" for result in self.results)
 
     @property
+    def num_done(self) -> int:
+        """Steps that are done or skipped."""
+        return len(self._done)
+
+    @property
     def running(self) -> Step | None:
         """The step that is not done yet."""
         return self._running
@@ -278,8 +283,10 @@ def shortened(text: str, limit: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 160 characters."""
-    return shortened(next(iter(str(error).strip().splitlines()), ""), 160)
+    """What an error says, in one line of at most 160 characters; of CUDA's, what CUDA says."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    start = line.find("CUDA failure")
+    return shortened(line[start:] if start > 0 and len(line) > 160 else line, 160)
 
 
 def as_json(value: object) -> object:

@@ -1,10 +1,11 @@
-"""The first check, of a few seconds: a tiny model goes through every part of the path once."""
+"""The first check, of a few seconds: a tiny model goes through every part of the path once, part by part."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, judged
@@ -16,38 +17,54 @@ NUM_ROWS = 2
 NUM_TOKENS = 8
 
 
-def check_smoke(subject: Subject) -> Result:
-    """Export a tiny model; capture, replay and sample a step of it on a GPU; then generate tokens."""
-    start_s = time.perf_counter()
+def check_smoke(subject: Subject) -> Iterator[Result]:
+    """Export a tiny model; run, capture, replay and sample a step of it on a GPU; then generate tokens."""
     folder = subject.folder / "smoke"
     checkpoint = write_seeded_checkpoint(folder / "checkpoint", SIZES)
     tiny = Subject(checkpoint, folder, subject.device, subject.scale, precision=subject.precision)
-    faults = replay_step(tiny) if tiny.is_cuda else []
+    size = f"{tiny.precision} model of {SIZES['n_layer']} layers"
+    if tiny.is_cuda:
+        yield from check_parts(tiny, size)
     with tiny.generator(num_slots=NUM_ROWS) as generator:
         ids = token_ids(generator.generate(["ab", "cdef"], fixed_length(NUM_TOKENS, seed=0)))
-    if [len(row) for row in ids] != [NUM_TOKENS] * 2:
-        faults.append(f"{[len(row) for row in ids]} tokens came, not {NUM_TOKENS} each")
-    says = f"{tiny.precision} model of {SIZES['n_layer']} layers: "
-    says += "; ".join(faults) or ("captured, replayed and sampled" if tiny.is_cuda else "sampled")
-    return judged("smoke", not faults, f"{time.perf_counter() - start_s:.1f} s", says, token_ids=ids)
+    is_good = [len(row) for row in ids] == [NUM_TOKENS] * 2
+    figure = f"{sum(map(len, ids))} tokens"
+    yield judged("smoke: generator", is_good, figure, f"{size}, 2 requests of {NUM_TOKENS}", token_ids=ids)
 
 
-def replay_step(tiny: Subject) -> list[str]:
-    """What is wrong with a replayed step of the model and a greedy launch of the sampler behind it."""
+def check_parts(tiny: Subject, size: str) -> Iterator[Result]:
+    """A step by its parts: what fails says by its place which one it is."""
     with tiny.open_device() as device:
         parts = StepParts(tiny, device, num_rows=NUM_ROWS)
         try:
             parts.open_model()
-            parts.open_sampler("greedy", temperature=0.0)
+            with device.at_work():
+                parts.run_eagerly()
+                device.synchronize()
+            yield check_values(
+                "smoke: run", parts.read("logits").copy(), f"{size}, a step that is not captured"
+            )
             parts.capture()
-            parts.run_all(1)
-            logits, reports = parts.read("logits").copy(), parts.read("token_ids").copy()
+            parts.run("model")
+            logits = parts.read("logits").copy()
+            yield check_values("smoke: replay", logits, "the same step, captured and replayed")
+            for name, cluster_sizes in (("one block", (1,)), ("clusters", (1, 2, 4, 8))):
+                parts.open_sampler(name, cluster_sizes=cluster_sizes, temperature=0.0)
+                parts.run(name)
+                chosen = HELD - parts.read("token_ids")
+                yield check_choice(f"smoke: sampler, {name}", chosen, logits)
         finally:
             parts.close()
-    if not np.isfinite(logits).all() or not logits.any():
-        return ["the replayed graph's logits are not numbers"]
-    chosen = HELD - reports
-    is_id = ((chosen >= 0) & (chosen < logits.shape[1])).all()
-    if not is_id or (logits[np.arange(NUM_ROWS), chosen] != logits.max(axis=1)).any():
-        return [f"the sampler reports {reports.tolist()}, the likeliest are {logits.argmax(axis=1).tolist()}"]
-    return []
+
+
+def check_values(name: str, logits: NDArray[np.floating], says: str) -> Result:
+    """Logits are numbers, and not all of them zeros."""
+    is_good = bool(np.isfinite(logits).all() and logits.any())
+    return judged(name, is_good, "logits are numbers" if is_good else "logits are not numbers", says)
+
+
+def check_choice(name: str, chosen: NDArray[np.int32], logits: NDArray[np.floating]) -> Result:
+    """The sampler takes the likeliest token of each row."""
+    likeliest = logits.argmax(axis=1)
+    figure = f"chose {chosen.tolist()}"
+    return judged(name, chosen.tolist() == likeliest.tolist(), figure, f"likeliest {likeliest.tolist()}")

@@ -29,6 +29,7 @@ COPY_BYTES = 1 << 30  # many times what a GPU's level 2 cache holds
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 TWEETS_SLOTS = 256
 
+FIRST_TOKEN_TIMEOUT_S = 30
 FIRST_TOKEN = """
 import json, sys, time
 start = time.perf_counter()
@@ -353,7 +354,7 @@ def time_first_token(subject: Subject) -> Result:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=FIRST_TOKEN_TIMEOUT_S,
         )
         if process.returncode != 0:
             raise RuntimeError(f"exit {process.returncode}: {process.stderr.strip().rpartition(chr(10))[2]}")

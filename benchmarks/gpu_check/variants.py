@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison import Spread
-from benchmarks.gpu_check.children import Child, run_child
+from benchmarks.gpu_check.children import Child, end_with_parent, run_child
 from benchmarks.gpu_check.graph_nodes import count_nodes, load_library
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
@@ -249,4 +249,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

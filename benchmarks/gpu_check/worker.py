@@ -51,9 +51,11 @@ def main(argv: list[str]) -> int:
     from hgt_infer import HgtInferError
     from hgt_infer.device import open_devices
 
+    faulthandler.dump_traceback_later(MIN_LIMIT_S, exit=True)  # a driver that hangs
     try:
         for device in open_devices(options.device):
             device.close()
+        faulthandler.cancel_dump_traceback_later()
     except HgtInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNAVAILABLE
@@ -105,4 +107,7 @@ def now_s() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_status)  # where a GPU has failed, destructors of captured graphs abort
