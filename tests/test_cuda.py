@@ -6,6 +6,7 @@ import ctypes
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -249,6 +250,25 @@ def test_everything_is_freed_when_a_device_is(how: str) -> None:
     assert not cudart.pinned_memory
     for function in ("cudaStreamSynchronize", "cudaEventDestroy", "cudaFree", "cudaStreamDestroy"):
         assert function in cudart.calls
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_sessions_of_a_gpu_that_has_failed_are_never_destroyed(has_failed: bool) -> None:
+    """ONNX Runtime's destructor would end the process."""
+
+    class Session:
+        pass
+
+    device = FakeCudaDevice()
+    session = Session()
+    device._owned.sessions.append(session)  # type: ignore[arg-type]
+    is_alive = weakref.ref(session)
+    del session
+    if has_failed:
+        device.cudart.fail("cudaStreamSynchronize")
+    device.close()
+    gc.collect()
+    assert (is_alive() is not None) == has_failed
 
 
 def test_a_pinned_array_outlives_its_device() -> None:

@@ -26,7 +26,16 @@ from benchmarks.gpu_check.figures import (
 )
 from benchmarks.gpu_check.graph_nodes import count_nodes
 from benchmarks.gpu_check.placement import parse
-from benchmarks.gpu_check.report import WIDTH, Report, Result, Skipped, Step, judged, measured
+from benchmarks.gpu_check.report import (
+    WIDTH,
+    Report,
+    Result,
+    Skipped,
+    Step,
+    first_line,
+    judged,
+    measured,
+)
 from benchmarks.gpu_check.steps import steps
 from benchmarks.gpu_check.subject import FULL, read_texts, write_seeded_checkpoint
 from benchmarks.gpu_check.worker import GO_ON, OVER, Options, step_limit_s
@@ -454,6 +463,33 @@ def test_a_step_that_ends_its_process_loses_no_other(
     ]
     assert report.results[1].says == "its process ended by signal 6"
     assert "FAILED  crash" in capsys.readouterr().out
+
+
+def test_a_worker_that_ends_behind_a_step_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a library aborts when the process ends; one that does no step more ends the command."""
+    path = tmp_path / "o.json"
+    left = [Step(name, lambda _: measured("x", "1", "a")) for name in "ab"]
+    started: list[Options] = []
+
+    def start_worker(options: Options) -> int:
+        started.append(options)
+        report = Report.load(path) if options.is_next else Report(path, {}, start_s=options.start_s)
+        if left:
+            report.run_step(left.pop(0), None)
+        return -6
+
+    monkeypatch.setattr(__main__, "start_worker", start_worker)
+    assert __main__.main(["--json", str(path)]) == 1
+    assert [options.is_next for options in started] == [False, True, True]
+    assert set(Report.load(path).seconds) == {"a", "b"}
+
+
+def test_of_a_long_message_what_cuda_says_is_kept() -> None:
+    error = RuntimeError(f"Non-zero status code {'x' * 300} CUDA failure 901: not permitted ; file=a.cc")
+    assert first_line(error) == "CUDA failure 901: not permitted ; file=a.cc"
+    assert first_line(RuntimeError("short: CUDA failure 2\nmore")) == "short: CUDA failure 2"
 
 
 def test_worker_that_ends_before_any_step_ends_the_command(
