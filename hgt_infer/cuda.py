@@ -63,6 +63,14 @@ _NON_BLOCKING_STREAM = 1  # cudaStreamNonBlocking: does not wait for the default
 _EVENT_WITHOUT_TIMING = 2  # cudaEventDisableTiming; cudaEventBlockingSync is off: waiting spins
 
 
+def session_settings(device_id: int) -> tuple[ort.SessionOptions, dict[str, str]]:
+    """Options of a session and of its CUDA provider, as every session on a GPU has them."""
+    options = ort.SessionOptions()
+    for name, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(name, value)
+    return options, PROVIDER_OPTIONS | {"device_id": str(device_id)}
+
+
 class _Section:
     """`with device.at_work():`, made once per device."""
 
@@ -267,13 +275,10 @@ class CudaDevice:
         self, path: Path, *, captured: bool = False, memory_limit: int | None = None
     ) -> ort.InferenceSession:
         """See Device. The session ends with the device: not amid a capture, and before its stream."""
-        options = ort.SessionOptions()
+        options, provider_options = session_settings(self.device_id)
         # Prompts come in any shape; a memory plan kept for each of them would grow without bound.
         options.enable_mem_pattern = False
-        for name, value in SESSION_ENTRIES.items():
-            options.add_session_config_entry(name, value)
-        provider_options = PROVIDER_OPTIONS | {
-            "device_id": str(self.device_id),
+        provider_options |= {
             "user_compute_stream": str(self.stream),
             "enable_cuda_graph": "1" if captured else "0",
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hgt_infer.cache_folder import cache_folder
-from hgt_infer.cuda_runtime import NVRTC, OUT_OF_MEMORY
+from hgt_infer.cuda_runtime import NVRTC, OUT_OF_MEMORY, nvrtc_version
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError
 
 logger = logging.getLogger(__name__)
@@ -175,9 +175,7 @@ def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) ->
         ) from error
     source = path.read_bytes()
     options = [f"--gpu-architecture={architecture}", *(f"-D{key}={value}" for key, value in defines.items())]
-    major, minor = c_int(), c_int()
-    nvrtc.nvrtcVersion(byref(major), byref(minor))
-    made_of = f"nvrtc {major.value}.{minor.value} {' '.join(options)}\n".encode() + source
+    made_of = f"nvrtc {nvrtc_version(nvrtc)} {' '.join(options)}\n".encode() + source
     try:
         folder = cache_folder()
     except RuntimeError:  # the user has no home

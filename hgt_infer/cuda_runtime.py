@@ -183,15 +183,16 @@ def load_cuda(device_id: int) -> CudaRuntime:
 
     for library in LIBRARIES:
         load(library)
-    load(_nvrtc_builtins())
+    # NVRTC opens it by its name when it compiles, and does not look for it beside itself.
+    load(f"libnvrtc-builtins.so.{nvrtc_version(ctypes.CDLL(NVRTC))}")
     return CudaRuntime()
 
 
-def _nvrtc_builtins() -> str:
-    """The library that NVRTC opens by its name when it compiles; it does not look for it beside itself."""
+def nvrtc_version(nvrtc: Any) -> str:
+    """The version of the compiler library, such as "13.0"."""
     major, minor = c_int(), c_int()
-    ctypes.CDLL(NVRTC).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return f"libnvrtc-builtins.so.{major.value}.{minor.value}"
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
 
 
 def library_folders() -> list[Path]:

@@ -60,7 +60,7 @@ class ModelRunner:
         self.total_sequence_length = np.zeros((), np.int32)
         self.first_output = np.zeros(1, np.int64)
         self._logits = device.array((num_ids, vocab_size), artifact.float_type)
-        self.logits = self._logits.host.astype(np.float32, copy=False)  # what read_logits has read
+        self.logits = self._logits.host.astype(np.float32, copy=False)  # what download_logits has read
         self.uniforms = np.zeros((num_slots, GRAPH_UNIFORMS), np.float32)
         # Settings of each slot, as `graph_settings` returns them.
         self.settings: dict[str, NDArray[Any]] = {
@@ -103,7 +103,7 @@ class ModelRunner:
             else:
                 self._output = self._step(batch.sequences)
 
-    def read_logits(self, num_rows: int) -> NDArray[np.float32]:
+    def download_logits(self, num_rows: int) -> NDArray[np.float32]:
         """The first rows of the last run's logits, float32 [num_rows, V]; the next run overwrites them."""
         self._logits.download(num_rows)
         if self.logits is not self._logits.host:
@@ -137,7 +137,7 @@ class ModelRunner:
         self.model.run(binding)
         output = BatchOutput()
         if num_scores:
-            logits = self.read_logits(num_rows * num_outputs)
+            logits = self.download_logits(num_rows * num_outputs)
             output.prompt_logprobs = score_prompts(sequences, logits, stop)
         return output
 
@@ -157,7 +157,7 @@ class ModelRunner:
             self._bindings[num_rows] = self._bind_step(num_rows)
         model_binding, sampler_binding = self._bindings[num_rows]
         self.model.run(model_binding)
-        self.read_logits(num_rows)
+        self.download_logits(num_rows)
         self.sampler.run_with_iobinding(sampler_binding)
 
         to_read = np.flatnonzero(self.unresolved[:num_rows] | self.reads_logits[:num_rows])

@@ -122,11 +122,12 @@ struct Row {
     int first_chunk, last_chunk;      // of this block; the last one excluded
     float peak, levels_per_logit;
     float lowest;  // what top_k leaves of the logits
-    u32* kept;  // levels of this block's places, where KEEPS_LEVELS
+    u32* kept;     // levels of this block's places, where KEEPS_LEVELS
     Shared* shared;
     int turn;  // which of the bins is clear
 };
 
+static __device__ int chunks_per_block() { return (NUM_CHUNKS + gridDim.x - 1) / gridDim.x; }
 static __device__ int lane_of_thread() { return threadIdx.x % WARP; }
 static __device__ int warp_of_thread() { return threadIdx.x / WARP; }
 
@@ -246,14 +247,14 @@ static __device__ float ordered_logit(u32 ordered) {
     return __uint_as_float(ordered >> 31 ? ordered ^ 0x80000000u : ~ordered);
 }
 
-// Of the whole cluster: every thread calls what follows, and gets the same result.
-
 // A logit and an id as one number: larger for a larger logit, and for the lower of two ids with equal logits.
 static __device__ u64 candidate(float logit, int id) { return (u64)ordered(logit) << 32 | (u32)~id; }
 
 static __device__ float logit_of(u64 candidate) { return ordered_logit((u32)(candidate >> 32)); }
 
 static __device__ int id_of(u64 candidate) { return (int)~(u32)candidate; }
+
+// Of the whole cluster: every thread calls what follows, and gets the same result; of warp_max, of the warp.
 
 static __device__ u64 warp_max(u64 value) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
@@ -455,9 +456,8 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
         if (lane_of_thread() == 0) shared.chunks[chunk] = sum;
     }
     cluster_sync();
-    int num_own = (NUM_CHUNKS + gridDim.x - 1) / gridDim.x;
     for (int chunk = threadIdx.x; chunk < NUM_CHUNKS; chunk += BLOCK)
-        shared.values[chunk] = *peer(&shared.chunks[chunk], chunk / num_own);
+        shared.values[chunk] = *peer(&shared.chunks[chunk], chunk / chunks_per_block());
     __syncthreads();
     // A sum passes 0 … total - 1 where it reaches one more.
     Found found = search(shared, NUM_CHUNKS, [=](u64 total) { return __umul64hi(random, total) + 1; });
@@ -497,7 +497,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
         report = HELD;
     } else if (next_id < 0) {
         const int shift = first % NUM_READ;
-        const int num_own = (NUM_CHUNKS + gridDim.x - 1) / gridDim.x;
+        const int num_own = chunks_per_block();
         const int first_chunk = num_own * blockIdx.x < NUM_CHUNKS ? num_own * blockIdx.x : NUM_CHUNKS;
         const int last_chunk = first_chunk + num_own < NUM_CHUNKS ? first_chunk + num_own : NUM_CHUNKS;
         Row row = {logits + first - shift, 0, 0, 0, shift, first_chunk, last_chunk, 0, 0,

@@ -354,7 +354,7 @@ def measured_sides(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> tuple[list
 
 def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     names, settings = measured_sides(fake, monkeypatch)
-    monkeypatch.setattr(variants, "load_library", lambda: None)
+    monkeypatch.setattr(variants, "open_runtime", lambda: None)
     monkeypatch.setattr(variants, "count_nodes", lambda library, stream, run: run() or {"kernel": 9})
     results = {result.name: result for result in variants.compare_variants(fake)}
     sides = ["default", "cudnn", "cublas workspace", "gemm auto-tune"]
@@ -376,7 +376,7 @@ def test_nodes_that_cannot_be_counted_are_skipped(fake: Subject, monkeypatch: py
     def missing() -> Any:
         raise OSError("libcudart.so.13: no such file")
 
-    monkeypatch.setattr(variants, "load_library", missing)
+    monkeypatch.setattr(variants, "open_runtime", missing)
     results = {result.name: result for result in variants.compare_variants(fake)}
     assert "cublas workspace: nodes" not in results
     skipped = results["cublas workspace: rest"]

@@ -77,7 +77,7 @@ def last_logits(artifact: Artifact, token_ids: tuple[int, ...]) -> Any:
     for position in range(len(token_ids)):
         run(runner, Batch([sequence], 1, False, [], [] if position else [sequence]))
         sequence.num_computed += 1
-    return runner.read_logits(1)[0].copy()
+    return runner.download_logits(1)[0].copy()
 
 
 @pytest.mark.parametrize("num_unscored", [0, 3, 8])

@@ -24,7 +24,7 @@ _SIGNATURES = {
 }
 
 
-def load_library() -> Any:
+def open_runtime() -> Any:
     """The CUDA runtime, with the signatures of what is called here."""
     library = ctypes.CDLL(LIBRARIES[0])
     for name, argument_types in _SIGNATURES.items():

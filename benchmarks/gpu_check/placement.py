@@ -84,19 +84,16 @@ def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
 def main(argv: list[str]) -> int:
     import onnxruntime as ort
 
-    from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
+    from hgt_infer.cuda import session_settings
     from hgt_infer.cuda_runtime import load_cuda
 
     graph, provider, device_id = argv
-    options = ort.SessionOptions()
+    options, provider_options = session_settings(int(device_id))
     options.log_severity_level = 0
     if provider == "CPUExecutionProvider":
         ort.InferenceSession(graph, options, providers=[provider])
         return 0
     load_cuda(int(device_id))
-    for key, value in SESSION_ENTRIES.items():
-        options.add_session_config_entry(key, value)
-    provider_options = {**PROVIDER_OPTIONS, "device_id": device_id}
     session = ort.InferenceSession(graph, options, providers=[(provider, provider_options)])
     if session.get_providers()[0] != provider:
         print(f"the session took {session.get_providers()[0]}", file=sys.stderr)

@@ -22,7 +22,7 @@ from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.replays import CONTEXT, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, measured
 from benchmarks.gpu_check.subject import SEED, Subject, subject_of
-from hgt_infer.cuda import PROVIDER_OPTIONS, SESSION_ENTRIES
+from hgt_infer.cuda import session_settings
 
 NUM_ROWS = 64
 NUM_RUNS = 20
@@ -33,14 +33,10 @@ TIMEOUT_S = 40
 def profile_nodes(subject: Subject) -> list[Result]:
     """ONNX Runtime's own times by operator, of the model run eagerly: on CUDA, those of launching."""
     with TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
+        options, provider_options = session_settings(subject.device_id)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        provider: Any = subject.provider
-        if subject.is_cuda:
-            provider = (provider, {**PROVIDER_OPTIONS, "device_id": str(subject.device_id)})
-            for name, value in SESSION_ENTRIES.items():
-                options.add_session_config_entry(name, value)
+        provider: Any = (subject.provider, provider_options) if subject.is_cuda else subject.provider
         session = ort.InferenceSession(
             str(subject.artifact.path / "model.onnx"), options, providers=[provider]
         )

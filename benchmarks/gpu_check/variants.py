@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.comparison import Spread
 from benchmarks.gpu_check.children import Child, end_with_parent, run_child
-from benchmarks.gpu_check.graph_nodes import count_nodes, load_library
+from benchmarks.gpu_check.graph_nodes import count_nodes, open_runtime
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, subject_of
@@ -226,7 +226,7 @@ def _seconds_to_token(generator: Any, prompt: str) -> float:
 def nodes_of_run(subject: Subject, num_rows: int) -> dict[str, int]:
     """Capture an eager run of the model on the device's stream; its nodes by type."""
     with subject.open_device() as device:
-        library = load_library()
+        library = open_runtime()
         parts = StepParts(subject, device, num_rows=num_rows)
         try:
             parts.open_model()

@@ -149,7 +149,7 @@ def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[n
     logits = []
     for _ in range(NUM_STEPS):
         run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=[]))
-        logits.append(runner.read_logits(len(sequences)).copy())
+        logits.append(runner.download_logits(len(sequences)).copy())
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.append(int(rng.integers(0, config.vocab_size)))
