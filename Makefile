@@ -29,7 +29,7 @@ test: lint browser  ## lint, types, and the tests with coverage
 demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
 	@$(PYTHON) -m training --tweets training/sample/tweets.js --handle $(HANDLE) \
 		--base $(BASE) --seed $(SEED) --output build/demo/checkpoint --force
-	@$(PYTHON) -m benchmarks.demo build/demo/checkpoint
+	@$(PYTHON) -m benchmarks.cases.demo build/demo/checkpoint
 
 browser:  ## Chromium for the tests of the page, where root can install it; else they are skipped
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
@@ -54,7 +54,7 @@ bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json
 
 gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: less of it)
-	@$(PYTHON) -c 'import sys; from hgt_infer.cuda_runtime import count_cuda_devices as count; \
+	@$(PYTHON) -c 'import sys; from hgt_infer.cuda.runtime import count_cuda_devices as count; \
 		sys.exit(None if count() else "error: the NVIDIA driver shows no GPU here")'
 	@$(MAKE) --no-print-directory $(INSTALLED_CUDA)
 	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) \

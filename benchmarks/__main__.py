@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.environment import REPOSITORY, RESULTS
+from benchmarks.measure.environment import REPOSITORY, RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from benchmarks.peers import BACKENDS
-    from benchmarks.suite import FULL, QUICK, REFERENCE, run
+    from benchmarks.cases.suite import FULL, QUICK, REFERENCE, run
+    from benchmarks.peers.registry import BACKENDS
 
     names = parsed.backends or [name for name, entry in BACKENDS.items() if entry.is_installed]
     unknown = [name for name in names if name not in BACKENDS]
@@ -73,7 +73,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from benchmarks.report import insert_report, read_result, write_report
+    from benchmarks.pages.report import insert_report, read_result, write_report
 
     if parsed.out is None:
         docs = REPOSITORY / "docs"
@@ -87,8 +87,8 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    from benchmarks.pages import to_markdown
-    from benchmarks.report import compare_results, read_result
+    from benchmarks.pages.blocks import to_markdown
+    from benchmarks.pages.report import compare_results, read_result
 
     table, is_good = compare_results(read_result(parsed.old), read_result(parsed.new))
     print(to_markdown([table]), end="")
@@ -99,9 +99,9 @@ def _compare(parsed: argparse.Namespace) -> int:
 def _quality(parsed: argparse.Namespace) -> int:
     from itertools import islice
 
-    from benchmarks.quality import measure_quality
-    from training.cleaning import clean
-    from training.tweets import read_tweets
+    from benchmarks.cases.quality import measure_quality
+    from training.corpus.cleaning import clean
+    from training.tweets.reading import read_tweets
 
     texts = [*islice(clean(read_tweets([parsed.tweets])).kept, parsed.texts)]
     print(json.dumps(measure_quality(parsed.checkpoint, texts), indent=2))
@@ -109,7 +109,7 @@ def _quality(parsed: argparse.Namespace) -> int:
 
 
 def _offline(parsed: argparse.Namespace) -> int:
-    from benchmarks.offline import run_offline
+    from benchmarks.cases.offline import run_offline
 
     if parsed.prompts < 1:
         raise ValueError(f"--prompts is at least 1; got {parsed.prompts}")
@@ -118,8 +118,8 @@ def _offline(parsed: argparse.Namespace) -> int:
 
 
 def _service(parsed: argparse.Namespace) -> int:
-    from benchmarks.service import run_service
-    from benchmarks.workloads import gpt2_small
+    from benchmarks.cases.service import run_service
+    from benchmarks.measure.workloads import gpt2_small
 
     config = gpt2_small() if parsed.small else None
     folder = RESULTS / "small" if parsed.small else RESULTS

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.environment import RESULTS, capture_environment
-from benchmarks.workloads import gpt2_124m, write_checkpoint
+from benchmarks.measure.environment import RESULTS, capture_environment
+from benchmarks.measure.workloads import gpt2_124m, write_checkpoint
 from hgt_infer.export import export_checkpoint
 
 Record = Callable[[str, str, dict[str, Any]], None]

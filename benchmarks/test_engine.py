@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.comparison import Spread
 from benchmarks.conftest import Record, recorded_clock
-from hgt_infer.engine import Engine, Lane
-from hgt_infer.output_text import OutputText
-from hgt_infer.scheduler import Batch, BatchOutput, Scheduler
-from hgt_infer.sequence import Request, SequenceParams
-from hgt_infer.sequence import Sequence as Sample
+from benchmarks.measure.comparison import Spread
+from hgt_infer.engine.engine import DeviceWorker, Engine
+from hgt_infer.engine.output_text import OutputText
+from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
+from hgt_infer.engine.sequence import Request, SequenceParams
+from hgt_infer.engine.sequence import Sequence as Sample
 
 CASE = "engine"
 GOAL_US = 60.0
@@ -107,7 +107,7 @@ def engine_seconds(*, num_steps: int, is_stream: bool) -> list[float]:
     runner = FreeRunner(num_steps)
     events: deque[Any] = deque(maxlen=NUM_SLOTS)  # nobody reads: readers run while a real runner is busy
     samples = make_samples(num_steps, is_stream=is_stream)
-    engine = Engine([Lane(runner, Scheduler(NUM_SLOTS))], max_queued_sequences=len(samples))
+    engine = Engine([DeviceWorker(runner, Scheduler(NUM_SLOTS))], max_queued_sequences=len(samples))
     try:
         if is_stream:  # each one a call of its own
             for sample in samples:

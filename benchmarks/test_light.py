@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.conftest import Record, recorded_clock
-from benchmarks.fresh_processes import FIRST_TOKEN, in_fresh_processes
-from hgt_infer.artifact import read_artifact
+from benchmarks.measure.fresh_processes import FIRST_TOKEN, in_fresh_processes
+from hgt_infer.artifact.folder import read_artifact
 
 CASE = "light"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.workloads import tweets
-from hgt_infer.artifact import Artifact, read_artifact
-from hgt_infer.device import CpuDevice
-from hgt_infer.runner import ModelRunner
-from hgt_infer.scheduler import Batch
-from hgt_infer.sequence import Sequence, SequenceParams
-from hgt_infer.tokenizer import Tokenizer
+from benchmarks.measure.workloads import tweets
+from hgt_infer.artifact.folder import Artifact, read_artifact
+from hgt_infer.artifact.tokenizer import Tokenizer
+from hgt_infer.engine.scheduler import Batch
+from hgt_infer.engine.sequence import Sequence, SequenceParams
+from hgt_infer.runtime.device import CpuDevice
+from hgt_infer.runtime.runner import ModelRunner
 
 MAX_LENGTH = 512
 CONTEXT = 100  # positions that a decode step finds in the cache

@@ -25,13 +25,13 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.backends import num_physical_cores
-from benchmarks.comparison import Spread
 from benchmarks.conftest import Record, recorded_clock
-from benchmarks.environment import REPOSITORY
-from training.finetune import TweetTrainer, set_schedule, summed_loss, training_arguments
-from training.presets import HyperParameters, RunOptions
-from training.sample_archive import sample_archive
+from benchmarks.measure.comparison import Spread
+from benchmarks.measure.environment import REPOSITORY
+from benchmarks.peers.backends import num_physical_cores
+from training.learning.finetune import TweetTrainer, set_schedule, summed_loss, training_arguments
+from training.learning.presets import HyperParameters, RunOptions
+from training.sample.archive import sample_archive
 
 CASE = "training"
 NUM_TWEETS = 50_000
@@ -41,9 +41,9 @@ NUM_WARMUP_STEPS = 3
 BUILD = """
 import json, sys, time
 from pathlib import Path
-from training.cleaning import CleaningRules
-from training.dataset import make_dataset
-from training.users import UserFiles, read_users
+from training.corpus.cleaning import CleaningRules
+from training.corpus.dataset import make_dataset
+from training.corpus.users import UserFiles, read_users
 start = time.perf_counter()
 users = read_users([UserFiles(handle="goose", name=None, paths=(Path(sys.argv[1]),))], CleaningRules())
 read = time.perf_counter()

@@ -1,5 +1,6 @@
 """Sample text from fine-tuned GPT-2 checkpoints, fast, on a CPU and, as an experiment, on CUDA."""
 
+from hgt_infer.engine.stats import Histogram, Percentiles, Stats
 from hgt_infer.errors import (
     DeviceMemoryError,
     DeviceUnavailableError,
@@ -14,7 +15,6 @@ from hgt_infer.errors import (
 from hgt_infer.generator import Generator
 from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score, TokenLogprobs
 from hgt_infer.sampling_params import SamplingParams
-from hgt_infer.stats import Histogram, Percentiles, Stats
 
 __version__ = "0.1.0"
 

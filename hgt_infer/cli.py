@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hgt_infer.artifact import CONFIG_FILE, read_artifact, verify_hashes
+from hgt_infer.artifact.folder import CONFIG_FILE, read_artifact, verify_hashes
 from hgt_infer.errors import HgtInferError, ParameterError
 from hgt_infer.generator import Generator
 from hgt_infer.outputs import GenerationOutput

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from hgt_infer.cpu_features import check_int8
-from hgt_infer.device import open_devices
 from hgt_infer.errors import HgtInferError
+from hgt_infer.opening import open_devices
+from hgt_infer.runtime.cpu_features import check_int8
 
 LIBRARIES = ("numpy", "tokenizers", "onnx", "onnxscript", "huggingface-hub")
 EXTRAS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -15,31 +14,21 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from hgt_infer.calls import PromptGroup, async_events, deltas, run_groups
-from hgt_infer.cpu_features import check_int8
-from hgt_infer.device import CpuDevice, open_devices
-from hgt_infer.engine import Engine
+from hgt_infer.artifact.tokenizer import Tokenizer, clean_up_tokenization
+from hgt_infer.checks import check_bool, check_int, shown
+from hgt_infer.engine.engine import Engine
+from hgt_infer.engine.sequence import Sequence
+from hgt_infer.engine.stats import Histogram, Stats
 from hgt_infer.errors import ParameterError
-from hgt_infer.lanes import open_lanes
-from hgt_infer.loading import load_artifact
+from hgt_infer.opening import open_model
 from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score
-from hgt_infer.prompts import Params, PromptReader, checked_params
-from hgt_infer.sampling_params import SamplingParams, check_bool, check_int, shown
-from hgt_infer.scoring import score_texts
-from hgt_infer.sequence import Sequence
-from hgt_infer.stats import Histogram, Stats
-from hgt_infer.tokenizer import Tokenizer, clean_up_tokenization
+from hgt_infer.requests.prompts import Params, PromptReader, checked_params
+from hgt_infer.requests.scoring import score_texts
+from hgt_infer.requests.submission import PromptGroup, async_events, deltas, run_groups
+from hgt_infer.sampling_params import SamplingParams
 
-logger = logging.getLogger(__name__)
-
-MAX_NUM_SLOTS = 4096
-MAX_CUDA_SLOTS = 256
-MAX_STEPS_PER_SYNC = 64
-MAX_NUM_THREADS = 1024
 DEFAULT_MAX_QUEUED_SEQUENCES = 4096
 MAX_QUEUED_SEQUENCES = 1_000_000
-PRECISIONS_OF = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
-"""What a kind of device computes in; the first is the default."""
 
 
 class Generator:
@@ -95,44 +84,21 @@ class Generator:
         num_threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        auto_slots = isinstance(num_slots, str) and num_slots == "auto"
-        asked_slots = None if auto_slots else check_int("num_slots", num_slots, 1, MAX_NUM_SLOTS)
         check_int("max_queued_sequences", max_queued_sequences, 1, MAX_QUEUED_SEQUENCES)
-        if max_length is not None:
-            check_int("max_length", max_length, 2)
-        check_bool("batch_invariant", batch_invariant)
-        if steps_per_sync is not None:
-            check_int("steps_per_sync", steps_per_sync, 1, MAX_STEPS_PER_SYNC)
-        if num_threads is not None:
-            check_int("num_threads", num_threads, 1, MAX_NUM_THREADS)
-        devices = open_devices(device)
-        for opened in devices:
-            if isinstance(opened, CpuDevice) and num_threads is not None:
-                opened.num_threads = num_threads
-        kind = devices[0].kind
-        if kind == "cuda" and asked_slots is not None:
-            check_int("num_slots", asked_slots, 1, MAX_CUDA_SLOTS)
-        precisions = PRECISIONS_OF[kind]
-        if precision not in ("auto", *precisions):
-            allowed = ", ".join(map(repr, ("auto", *precisions)))
-            raise ParameterError(f"precision must be one of {allowed} on {kind}; got {shown(precision)}")
-        is_auto = precision == "auto"
-        artifact = load_artifact(
+        opened = open_model(
             model,
-            precision=precisions[0] if is_auto else precision,
-            or_of_artifact=precisions if is_auto else (),
+            device=device,
+            precision=precision,
+            num_slots=num_slots,
+            max_length=max_length,
+            batch_invariant=batch_invariant,
+            steps_per_sync=steps_per_sync,
+            num_threads=num_threads,
             cache_dir=cache_dir,
         )
-        if artifact.precision == "int8":
-            check_int8()
-        if is_auto and artifact.precision == "fp32":
-            logger.info("precision='auto' took fp32, as transformers has it; 'int8' is faster on a CPU")
-        n_positions = artifact.config.n_positions
-        if max_length is not None:
-            check_int("max_length", max_length, 2, n_positions)
-        self._max_length = max_length or n_positions
+        artifact = opened.artifact
         self._name, self._precision = os.fspath(model), artifact.precision
-        self._device_names = [one.name for one in devices]
+        self._device_names, self._max_length = opened.device_names, opened.max_length
         self._tokenizer = Tokenizer(artifact.tokenizer_path)
         self._reader = PromptReader(
             self._tokenizer,
@@ -140,16 +106,8 @@ class Generator:
             vocab_size=artifact.config.vocab_size,
             max_length=self._max_length,
         )
-        lanes = open_lanes(
-            artifact,
-            devices,
-            num_slots=asked_slots,
-            max_length=self._max_length,
-            batch_invariant=batch_invariant,
-            steps_per_sync=steps_per_sync,
-        )
         # Enough to refill every slot at once while the calling thread takes what has ended.
-        self._engine = Engine(lanes, max_queued_sequences=max_queued_sequences)
+        self._engine = Engine(opened.workers, max_queued_sequences=max_queued_sequences)
         self._max_in_flight = 4 * self._engine.num_slots
         self._finalizer = weakref.finalize(self, self._engine.close)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import filelock
 
-from hgt_infer.artifact import (
+from hgt_infer.artifact.checked_json import format_error
+from hgt_infer.artifact.folder import (
     CONFIG_FILE,
     Artifact,
     check_precision,
@@ -24,9 +25,8 @@ from hgt_infer.artifact import (
     read_artifact,
 )
 from hgt_infer.cache_folder import cache_folder
-from hgt_infer.checked_json import format_error
+from hgt_infer.checks import shown
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
-from hgt_infer.sampling_params import shown
 
 logger = logging.getLogger(__name__)
 

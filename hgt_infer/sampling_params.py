@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from hgt_infer.checks import (
+    MAX_INTEGER,
+    as_float,
+    as_int,
+    check_bool,
+    check_int,
+    check_number,
+    parameter_error,
+)
 from hgt_infer.errors import ParameterError
 
 MAX_SAMPLES = 16_384
 """Most samples that one request may ask for."""
-
-MAX_INTEGER = 2**31 - 1
-"""Largest setting that is a number of tokens, or a token id."""
 
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-3, 1e3
 """What float32 logits can be divided and multiplied by."""
@@ -173,65 +177,7 @@ class SamplingParams:
             words, allowed = self.bad_words, "a sequence of at most"
             put("bad_words", _strings("bad_words", words, allowed, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS))
         if self.logits_processor is not None and not callable(self.logits_processor):
-            raise _error("logits_processor", "callable", self.logits_processor)
-
-
-def check_int(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
-    """Return value as an int; raise ParameterError unless it is an integer (no bool) in low … high."""
-    number = _as_int(value)
-    if number is None or not low <= number <= high:
-        raise _error(name, f"an integer in {low} … {high}", value)
-    return number
-
-
-def check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> float:
-    """Return value as a float; raise ParameterError unless it is a finite number that is_allowed takes."""
-    number = _as_float(value)
-    if number is None or not math.isfinite(number) or not is_allowed(number):
-        raise _error(name, allowed, value)
-    return number
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """Return value; raise ParameterError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise _error(name, "True or False", value)
-    return value
-
-
-def shown(value: object) -> str:
-    """Return value as the message of an error shows it: short, whatever it is.
-
-    >>> shown(-1), shown("a" * 10**6), shown(10**5000), shown([1, 2])
-    ('-1', "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'", 'an integer of 16610 bits', 'a value of type list')
-    """
-    if isinstance(value, str):
-        text = str.__getitem__(value, slice(31))
-        return repr(text if len(text) <= 30 else text[:30] + "…")
-    if value is None or isinstance(value, bool):
-        return repr(value)
-    integer = _as_int(value)
-    if integer is not None:  # Python refuses to print an integer of more than 4,300 digits
-        return str(integer) if integer.bit_length() <= 128 else f"an integer of {integer.bit_length()} bits"
-    number = _as_float(value)
-    return f"a value of type {type(value).__name__:.60}" if number is None else repr(number)
-
-
-def _error(name: str, allowed: str, value: object) -> ParameterError:
-    return ParameterError(f"{name} must be {allowed}; got {shown(value)}")
-
-
-def _as_int(value: Any) -> int | None:
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
-
-
-def _as_float(value: Any) -> float | None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer or a fraction beyond float's range
-        return math.inf
+            raise parameter_error("logits_processor", "callable", self.logits_processor)
 
 
 def _items(name: str, values: Iterable[Any], allowed: str, limit: int) -> list[Any]:
@@ -249,12 +195,12 @@ def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     """The ids in ascending order, each once."""
     allowed = f"a collection of at most {MAX_TOKEN_IDS:,} token ids, integers in 0 … {MAX_INTEGER}"
     if not _is_collection(value) or isinstance(value, Mapping):
-        raise _error(name, allowed, value)
+        raise parameter_error(name, allowed, value)
     ids = set()
     for item in _items(name, value, allowed, MAX_TOKEN_IDS):
-        token_id = _as_int(item)
+        token_id = as_int(item)
         if token_id is None or not 0 <= token_id <= MAX_INTEGER:
-            raise _error(name, allowed, item)
+            raise parameter_error(name, allowed, item)
         ids.add(token_id)
     return tuple(sorted(ids))
 
@@ -266,17 +212,17 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         "to numbers in -100 … 100"
     )
     if not _is_collection(value):
-        raise _error("logit_bias", allowed, value)
+        raise parameter_error("logit_bias", allowed, value)
     biases = {}
     pairs = value.items() if isinstance(value, Mapping) else value
     for pair in _items("logit_bias", pairs, allowed, MAX_TOKEN_IDS):
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise _error("logit_bias", allowed, pair)
-        token_id, bias = _as_int(pair[0]), _as_float(pair[1])
+            raise parameter_error("logit_bias", allowed, pair)
+        token_id, bias = as_int(pair[0]), as_float(pair[1])
         if token_id is None or not 0 <= token_id <= MAX_INTEGER:
-            raise _error("logit_bias", allowed, pair[0])
+            raise parameter_error("logit_bias", allowed, pair[0])
         if bias is None or not -100 <= bias <= 100:
-            raise _error("logit_bias", allowed, pair[1])
+            raise parameter_error("logit_bias", allowed, pair[1])
         biases[token_id] = bias
     return tuple(sorted(biases.items()))
 
@@ -284,11 +230,11 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
 def _strings(name: str, value: Any, allowed: str, limit: int, max_characters: int) -> tuple[str, ...]:
     allowed = f"{allowed} {limit:,} non-empty Unicode strings of at most {max_characters:,} characters"
     if not _is_collection(value) or not isinstance(value, Seq):
-        raise _error(name, allowed, value)
+        raise parameter_error(name, allowed, value)
     strings = _items(name, value, allowed, limit)
     for item in strings:
         if not isinstance(item, str) or not 1 <= len(item) <= max_characters or not _is_unicode(item):
-            raise _error(name, allowed, item)
+            raise parameter_error(name, allowed, item)
     return tuple(strings)
 
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import hypothesis
 import pytest
-import stub_cuda
 import torch
-from checkpoints import write_checkpoint
-from small_checkpoint import small_model, write_small_checkpoint
+from support import stub_cuda
+from support.checkpoints import write_checkpoint
+from support.paths import ROOT
+from support.small_checkpoint import small_model, write_small_checkpoint
 from transformers import GPT2LMHeadModel
 
 from hgt_infer import Generator
 from hgt_infer.export import export_checkpoint
 
-REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
 
 # No test depends on speed: property tests have no deadline either.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
-from test_load import END_OF_TEXT, TIMEOUT_S, V, random_request
+from support.random_requests import END_OF_TEXT, V, random_request
+from support.waiting import TIMEOUT_S
 
 from hgt_infer import Generator, HgtInferError, SamplingParams
 

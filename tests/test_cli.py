@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_cuda import FakeCudaDevice
+from support.fake_cuda import FakeCudaDevice
 
 from hgt_infer import Generator, SamplingParams, doctor
 from hgt_infer.cli import main

@@ -7,10 +7,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from hgt_infer import Generator, SamplingParams
 
-ROOT = Path(__file__).parents[1]
 HUB_ID = '"huggingtweets/lilyw12_"'
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from local_service import served
+from support.local_service import served
+from support.paths import ROOT
 
 from hgt_infer import Generator, SamplingParams
 
-PAGE = Path(__file__).parents[1] / "docs" / "embedding.md"
+PAGE = ROOT / "docs" / "embedding.md"
 HUB_ID = '"huggingtweets/lilyw12_"'
 ADDRESS = "http://127.0.0.1:8000"
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.chi_squared import assert_follows
+from support.random_requests import random_text, text_of_length
 
 from hgt_infer import (
     DeviceUnavailableError,
@@ -22,27 +24,9 @@ from hgt_infer import (
     PromptError,
     SamplingParams,
 )
-from hgt_infer.device import count_cuda_devices
+from hgt_infer.cuda.runtime import count_cuda_devices
 
 NUM_GREEDY_TOKENS = 64
-
-
-def random_text(seed: int, num_words: int) -> str:
-    rng = np.random.default_rng(seed)
-    return " ".join(
-        "".join(chr(97 + i) for i in rng.integers(0, 26, rng.integers(1, 6))) for _ in range(num_words)
-    )
-
-
-def text_of_length(generator: Generator, num_tokens: int, seed: int) -> str:
-    """A text whose prompt, prefix included, has num_tokens tokens."""
-    ids = generator._tokenizer.encode(random_text(seed, num_tokens))[: num_tokens - 1]
-    while True:
-        text = generator._tokenizer.decode(ids)
-        length = len(generator._tokenizer.encode(text)) + 1  # the prefix
-        if length == num_tokens:
-            return text
-        ids = ids[: num_tokens - 1 - max(0, length - num_tokens)] + [ids[0]] * (num_tokens - length)
 
 
 def greedy_reference(model: Any, prompt_token_ids: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
@@ -153,7 +137,6 @@ def test_first_tokens_follow_the_models_distribution(generator: Generator, refer
     with torch.inference_mode():
         logits = reference_model(torch.tensor([output.prompt_token_ids])).logits[0, -1]
     probs = torch.softmax(logits.double(), -1).numpy()
-    from test_sampling_graph import assert_follows
 
     assert_follows(np.array([c.token_ids[0] for c in output.completions]), probs)
 
@@ -257,7 +240,7 @@ def test_cuda_on_a_machine_without_it_is_an_error(artifact: Path) -> None:
 def test_auto_takes_the_cpu_where_there_is_no_gpu(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hgt_infer.device.count_cuda_devices", lambda: 0)
+    monkeypatch.setattr("hgt_infer.opening.count_cuda_devices", lambda: 0)
     with caplog.at_level("INFO"):
         Generator(artifact)
     assert "device='auto' took cpu" in caplog.text

@@ -1,4 +1,4 @@
-"""What may import what, and what `import hgt_infer` loads."""
+"""What each package may import, that no imports run in a circle, and what `import hgt_infer` loads."""
 
 from __future__ import annotations
 
@@ -6,86 +6,106 @@ import ast
 import importlib.metadata
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 import hgt_infer
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "hgt_infer"
+FACE = {"hgt_infer", "hgt_infer.export", "hgt_infer.errors"}
+"""What others than hgt_infer may import of it."""
 
-# Third-party packages that a module may import; those inside functions count too.
-ALLOWED = {
-    "sampling_params": set(),
-    "outputs": set(),
-    "errors": set(),
-    "sequence": set(),
-    "scheduler": set(),
-    "output_text": set(),
-    "stats": set(),
-    "calls": set(),
-    "prompts": set(),
-    "resolve": set(),
-    "scoring": set(),
-    "artifact": set(),
-    "checked_json": set(),
-    "model_config": set(),
-    "engine": set(),
-    "sampling": {"numpy"},
-    "kv_cache": {"numpy"},
-    "memory_plan": {"numpy"},
-    "device": {"numpy", "onnxruntime"},
-    "cuda": {"numpy", "onnxruntime"},
-    "cuda_runtime": {"onnxruntime"},
-    "capture_gate": set(),
-    "cuda_kernel": set(),
-    "captured_memory": {"numpy"},
-    "lanes": set(),
-    "model_session": {"numpy", "onnxruntime"},
-    "sampling_kernel": {"numpy"},
-    "cache_folder": set(),
-    "runner": {"numpy"},
-    "captured_runner": {"numpy", "onnxruntime"},
-    "token_log": {"numpy"},
-    "tokenizer": {"tokenizers"},
-    "loading": {"filelock", "huggingface_hub"},
-    "generator": {"tqdm"},
-    "cli": {"typer"},
-    "doctor": set(),
+BASE = {"hgt_infer.errors", "hgt_infer.checks", "hgt_infer.outputs", "hgt_infer.sampling_params"}
+MAY_IMPORT = {
+    "hgt_infer.errors": set(),
+    "hgt_infer.checks": {"hgt_infer.errors"},
+    "hgt_infer.outputs": set(),
+    "hgt_infer.cache_folder": set(),
+    "hgt_infer.sampling_params": {"hgt_infer.errors", "hgt_infer.checks"},
+    "hgt_infer.engine": BASE,
+    "hgt_infer.artifact": {*BASE, "tokenizers"},
+    "hgt_infer.sampling": {*BASE, "hgt_infer.engine", "numpy"},
+    "hgt_infer.runtime": {
+        *BASE,
+        *("hgt_infer.engine", "hgt_infer.sampling", "hgt_infer.artifact"),
+        *("numpy", "onnxruntime"),
+    },
+    "hgt_infer.cuda": {
+        *BASE,
+        *("hgt_infer.engine", "hgt_infer.sampling", "hgt_infer.artifact", "hgt_infer.runtime"),
+        *("hgt_infer.cache_folder", "numpy", "onnxruntime"),
+    },
+    "hgt_infer.requests": {*BASE, "hgt_infer.engine", "hgt_infer.artifact"},
+}
+"""A package, or a module that is in none → the packages that it may import, in functions too."""
+
+
+def package_of(module: str) -> str:
+    """The package that a module is in, or the module itself where it is in the folder of them all."""
+    return ".".join(module.split(".")[:2])
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_of(path): path
+    for top in ("hgt_infer", "training", "benchmarks")
+    for path in sorted((ROOT / top).rglob("*.py"))
 }
 
 
-def imported_modules(path: Path) -> set[str]:
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(module: str) -> set[str]:
+    """The modules that a module imports, anywhere in its code."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            modules.add(node.module)
-    return modules
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name in MODULES} or {node.module}
+    return found - {module}
 
 
-@pytest.mark.parametrize("module", ALLOWED)
-def test_a_module_imports_only_what_it_may(module: str) -> None:
-    imported = imported_modules(PACKAGE / f"{module}.py")
-    third_party = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"hgt_infer"}
-    assert third_party <= ALLOWED[module]
+def imported_packages(package: str) -> set[str]:
+    """Packages of ours and of others that the modules of a package import."""
+    found = set()
+    for module in MODULES:
+        if package_of(module) == package:
+            for name in imports(module):
+                top = name.split(".")[0]
+                found.add(package_of(name) if top in ("hgt_infer", "training", "benchmarks") else top)
+    return found - {package} - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize(
-    "module", ["scheduler", "sequence", "output_text", "outputs", "sampling_params", "stats", "errors"]
-)
-def test_the_scheduler_knows_nothing_of_arrays_or_devices(module: str) -> None:
-    own = {name for name in imported_modules(PACKAGE / f"{module}.py") if name.startswith("hgt_infer")}
-    assert own <= {f"hgt_infer.{name}" for name in ("errors", "outputs", "output_text", "sequence")}
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    assert imported_packages(package) <= MAY_IMPORT[package]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "training").glob("*.py")), ids=lambda path: path.name)
-def test_training_imports_hgt_infer_only_for_a_finished_checkpoint_and_by_public_names(path: Path) -> None:
-    names = {name for name in imported_modules(path) if name.split(".")[0] == "hgt_infer"}
-    may = path.stem in ("preview", "evaluate", "publish")
-    assert names <= ({"hgt_infer", "hgt_infer.export"} if may else set())
+@pytest.mark.parametrize("package", sorted({package_of(module) for module in MODULES if "." in module}))
+def test_training_and_benchmarks_keep_to_their_side(package: str) -> None:
+    tops = {name.split(".")[0] for name in imported_packages(package)}
+    if package.startswith("hgt_infer"):
+        assert not tops & {"training", "benchmarks"}
+    if package.startswith("training"):
+        assert "benchmarks" not in tops
+        may = package in ("training.card", "training.evaluate", "training.publish")
+        of_ours = {name for name in imported_packages(package) if name.startswith("hgt_infer")}
+        assert of_ours <= (FACE if may else set())
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {
+        module: imports(module) & set(MODULES)
+        for module in MODULES
+        if module not in FACE and package_of(module) != "training.tracking"
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_importing_hgt_infer_loads_no_heavy_package() -> None:

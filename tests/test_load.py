@@ -16,44 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_controls import prefer_neighbours
-from test_generator import random_text, text_of_length
-from test_streaming import ENDLESS, wait_until_idle
+from support.random_requests import (
+    Request,
+    random_request,
+    text_of_length,
+)
+from support.waiting import ENDLESS, wait_until_idle
 
 from hgt_infer import Delta, EngineError, GenerationOutput, Generator, SamplingParams
 
 TIMEOUT_S = 120  # of what would otherwise hang for ever
-V, END_OF_TEXT = 398, 397
-Request = tuple[str, SamplingParams]
-
-
-def random_request(rng: random.Random) -> Request:
-    settings: dict[str, Any] = {
-        "temperature": rng.choice([0, 0.7, 1.0, 1.5]),
-        "top_k": rng.choice([0, 1, 50, 300]),
-        "top_p": rng.uniform(0.3, 1),
-        "min_p": rng.uniform(0, 0.1),
-        "typical_p": rng.uniform(0.3, 1),
-        "repetition_penalty": rng.uniform(0.8, 1.5),
-        "presence_penalty": rng.uniform(-2, 2),
-        "frequency_penalty": rng.uniform(-2, 2),
-        "no_repeat_ngram_size": rng.randint(1, 3),
-        "logit_bias": {rng.randrange(V): 5, END_OF_TEXT: 4},
-        "allowed_token_ids": rng.sample(range(V), 150),
-        "bad_words": ["7", "the kettle"],
-        "stop": rng.sample(["a", "e", "7", " the", "\t", "xe"], 3),
-        "stop_token_ids": rng.sample(range(V), 30),
-        "min_tokens": rng.randint(0, 1),
-        "logits_processor": prefer_neighbours,
-        "logprobs": rng.randint(0, 3),
-        "prompt_logprobs": rng.randint(0, 3),
-    }
-    chosen = {name: settings[name] for name in rng.sample(list(settings), rng.randint(0, 4))}
-    params = SamplingParams(
-        n=rng.choice([1, 1, 2, 3]), max_tokens=rng.randint(1, 12), seed=rng.randrange(2**64), **chosen
-    )
-    # Few different prompts: some calls find theirs in the cache, some do not.
-    return random_text(rng.randrange(60), rng.choice([0, 1, 2, 3, 8, 20])), params
 
 
 def joined(deltas: Iterator[Delta]) -> list[tuple[Any, ...]]:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hub_stand_in import serve
+from support.hub_stand_in import serve
+from support.paths import ROOT
 
-from hgt_infer.artifact import (
+from hgt_infer.artifact.folder import (
     SAMPLER_FILE,
     Artifact,
     GenerationDefaults,
@@ -369,7 +370,7 @@ def start(tmp_path: Path, model: str, **environment: str) -> subprocess.Popen[st
     """Load `model` in a new process with a fake exporter; it prints the artifact's path or the error."""
     for_child = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}",
+        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
         "HGT_INFER_CACHE": str(tmp_path / "cache"),
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

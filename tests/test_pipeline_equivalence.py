@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import transformers
-from checkpoints import TASK_PARAMS, write_checkpoint
-from transformers_version import needs_transformers_4
+from support.checkpoints import TASK_PARAMS, write_checkpoint
+from support.transformers_version import needs_transformers_4
 
 from hgt_infer import Generator
 

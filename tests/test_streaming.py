@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.waiting import ENDLESS, wait_until_idle
 
 from hgt_infer import (
     Delta,
@@ -22,9 +22,7 @@ from hgt_infer import (
 )
 
 PARAMS = SamplingParams(n=2, temperature=1.5, top_k=0, max_tokens=30, seed=5)
-ENDLESS = SamplingParams(max_tokens=1000, min_tokens=1000, seed=1)
 PROMPTS = ["My dream is", "nobody knows", "a b c d e f g h i j k l m", "café 🤖"]
-TIMEOUT_S = 60
 
 
 def join(deltas: Iterable[Delta]) -> dict[tuple[int, int], list[Delta]]:
@@ -47,13 +45,6 @@ def assert_equals_generate(
         assert deltas[-1].finish_reason == completion.finish_reason
         assert deltas[-1].stop_reason == completion.stop_reason
         assert {delta.seed for delta in deltas} == {outputs[prompt_index].seed}
-
-
-def wait_until_idle(generator: Generator) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while (stats := generator.stats()).running or stats.waiting:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.cleaning import MIN_PLAIN_WORDS, CleaningRules
+from training.corpus.cleaning import MIN_PLAIN_WORDS, CleaningRules
+from training.corpus.users import UserFiles, check_users
 from training.errors import HandleError, HyperParameterError
-from training.presets import (
+from training.learning.presets import (
     EPOCH_LAYOUTS,
     FINE_TUNING,
     PRECISIONS,
@@ -29,9 +30,8 @@ from training.presets import (
     RunOptions,
     ScratchModel,
 )
-from training.tracking import TRACKERS, check_report_to
-from training.tweets import read_account
-from training.users import UserFiles, check_users
+from training.tracking.trackers import TRACKERS, check_report_to
+from training.tweets.reading import read_account
 from training.work_folder import seed_left_in
 
 HYPER_PARAMETERS: tuple[tuple[str, type, str], ...] = (

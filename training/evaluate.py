@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.arguments import add_user_arguments, parse_users
-from training.cleaning import CleaningRules
-from training.dataset import END_OF_TEXT, Dataset, make_dataset, sha256_of
+from training.corpus.cleaning import CleaningRules
+from training.corpus.dataset import END_OF_TEXT, Dataset, make_dataset, sha256_of
+from training.corpus.users import read_users
 from training.errors import EvaluationError
-from training.kneser_ney import KneserNey
-from training.users import read_users
+from training.learning.kneser_ney import KneserNey
 from training.work_folder import read_json, write_json
 
 if TYPE_CHECKING:

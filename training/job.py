@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from training.arguments import Job, is_main_process
-from training.cleaning import Texts
-from training.dataset import Dataset, make_dataset
-from training.language import detect_language
-from training.loss_plot import draw_loss
-from training.model_card import write_card
-from training.presets import HyperParameters
-from training.reading_report import print_report
-from training.records import dataset_record, training_record, user_records
-from training.sweep import print_sweep, sweep
-from training.tracking import TrackedRun, tracked
-from training.users import User, read_users
+from training.card.language import detect_language
+from training.card.loss_plot import draw_loss
+from training.card.model_card import write_card
+from training.card.reading_report import print_report
+from training.card.records import dataset_record, training_record, user_records
+from training.corpus.cleaning import Texts
+from training.corpus.dataset import Dataset, make_dataset
+from training.corpus.users import User, read_users
+from training.learning.presets import HyperParameters
+from training.learning.sweep import print_sweep, sweep
+from training.tracking.trackers import TrackedRun, tracked
 from training.work_folder import WorkFolder, check_output, read_json, work_folder, work_path, write_json
 
 DATASET_VERSION = 1  # of the way in which tweets become a text
@@ -123,8 +123,8 @@ def train(
     listener: Callable[[Mapping[str, float]], None] | None = None,
 ) -> None:
     """Train in the folder `work` and leave the checkpoint and its records in `work/checkpoint`."""
-    from training.finetune import finetune  # PyTorch takes seconds to load: after every check before
-    from training.metrics_log import MetricsLog
+    from training.learning.finetune import finetune  # PyTorch takes seconds to load: after every check before
+    from training.learning.metrics_log import MetricsLog
 
     folder = work / "checkpoint"
     dataset = lay_out(job, users, hyper_parameters)
@@ -168,7 +168,7 @@ def search(
     job: Job, users: Sequence[User], work: WorkFolder, listener: Callable[[Mapping[str, float]], None]
 ) -> None:
     """Train with one set of hyper-parameters after the other and leave the best checkpoint in place."""
-    from training.metrics_log import read_metrics
+    from training.learning.metrics_log import read_metrics
 
     assert job.num_trials is not None
     folders = work.path / "trials"
@@ -212,7 +212,7 @@ def _loss_after(training_json: Path) -> float:
 
 def describe(job: Job, folder: Path, links: Mapping[str, str]) -> None:
     """Add samples, pictures and the card to a checkpoint that has its records."""
-    from training.metrics_log import read_metrics
+    from training.learning.metrics_log import read_metrics
 
     dataset, training = read_json(folder / "dataset.json"), read_json(folder / "training.json")
     if links:
@@ -220,7 +220,7 @@ def describe(job: Job, folder: Path, links: Mapping[str, str]) -> None:
         write_json(folder / "training.json", training)
     draw_loss(folder / "loss.png", read_metrics(folder / "metrics.jsonl"))
     if job.preview:
-        from training.preview import draw_bot, draw_pipeline, draw_preview, sample_predictions
+        from training.card.preview import draw_bot, draw_pipeline, draw_preview, sample_predictions
 
         samples = sample_predictions(folder, PROMPT, num=NUM_PREDICTIONS, seed=job.seed)
         write_json(folder / "samples.json", {"prompt": PROMPT, "texts": samples})

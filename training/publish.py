@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from training.card.model_card import PICTURES, write_card
 from training.errors import PublishError
-from training.model_card import PICTURES, write_card
 
 MODEL_FILES = (
     "config.json",

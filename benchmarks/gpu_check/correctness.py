@@ -14,10 +14,10 @@ from benchmarks.gpu_check.placement import placement_of
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import SEED, Subject, fixed_length, token_ids
 from hgt_infer import Generator, SamplingParams
+from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
+from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.export.verify import TOLERANCES
-from hgt_infer.sampling import filtered_probs
-from hgt_infer.sequence import SequenceParams
-from hgt_infer.slot_record import MAX_FED_TOKENS
+from hgt_infer.sampling.host import filtered_probs
 
 NUM_SLOTS = 64
 DRAW_SLOTS = 256

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from benchmarks.gpu_check.figures import TokenIds
 from benchmarks.gpu_check.subject import Subject
-from hgt_infer.calls import run
-from hgt_infer.captured_runner import CapturedRunner
-from hgt_infer.engine import Engine, Lane
-from hgt_infer.lanes import DEFAULT_STEPS_PER_SYNC
-from hgt_infer.runner import ModelRunner
-from hgt_infer.scheduler import Scheduler
-from hgt_infer.sequence import Sequence as Sample
-from hgt_infer.sequence import SequenceParams
-from hgt_infer.slot_record import MAX_FED_TOKENS
+from hgt_infer.cuda.runner import CapturedRunner
+from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
+from hgt_infer.engine.engine import DeviceWorker, Engine
+from hgt_infer.engine.scheduler import Scheduler
+from hgt_infer.engine.sequence import Sequence as Sample
+from hgt_infer.engine.sequence import SequenceParams
+from hgt_infer.opening import DEFAULT_STEPS_PER_SYNC
+from hgt_infer.requests.submission import run
+from hgt_infer.runtime.runner import ModelRunner
 
 MAX_QUEUED = 65_536
 
@@ -50,7 +50,7 @@ def engine(
         scheduler = Scheduler(
             num_slots, max_fed_tokens=max_fed_tokens, closes_gaps=kind == "eager", shares_prefills=False
         )
-        lane = Lane(runner, scheduler)
+        lane = DeviceWorker(runner, scheduler)
         with closing(Engine([lane], max_queued_sequences=MAX_QUEUED)) as made:
             made.warmup()
             yield made

@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.backends import StaticBatches, TokenIds, Transformers
-from benchmarks.comparison import Spread, compare
 from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.figures import agreement
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
 from benchmarks.gpu_check.timings import SETTINGS, TWEETS_SLOTS
-from benchmarks.workloads import MixedWorkload, Workload
+from benchmarks.measure.comparison import Spread, compare
+from benchmarks.measure.workloads import MixedWorkload, Workload
+from benchmarks.peers.backends import StaticBatches, TokenIds, Transformers
 from hgt_infer import Generator
 
 FP16_NEAR_TIE = 0.1  # in logits: what rounding in fp16 may move, see export.verify.TOLERANCES

@@ -22,7 +22,7 @@ from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.replays import CONTEXT, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, measured
 from benchmarks.gpu_check.subject import SEED, Subject, subject_of
-from hgt_infer.cuda import session_settings
+from hgt_infer.cuda.device import session_settings
 
 NUM_ROWS = 64
 NUM_RUNS = 20

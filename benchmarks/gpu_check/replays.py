@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison import Spread
 from benchmarks.gpu_check.subject import SEED, Subject
-from hgt_infer.captured_memory import CapturedMemory
-from hgt_infer.model_session import ModelSession, run_options
-from hgt_infer.sampling_kernel import CLUSTER_SIZES, Sampler
-from hgt_infer.slot_record import RECORD, WAITS
+from benchmarks.measure.comparison import Spread
+from hgt_infer.cuda.memory import CapturedMemory
+from hgt_infer.cuda.sampler import CLUSTER_SIZES, Sampler
+from hgt_infer.cuda.slot_record import RECORD, WAITS
+from hgt_infer.runtime.model_session import ModelSession, run_options
 
 NUM_REPLAYS = 50
 WARMUP_S = 0.3

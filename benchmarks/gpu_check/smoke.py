@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, judged
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids, write_seeded_checkpoint
-from hgt_infer.slot_record import HELD
+from hgt_infer.cuda.slot_record import HELD
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 128, "n_positions": 256, "vocab_size": 400}
 NUM_ROWS = 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_check.report import Result, judged
 from benchmarks.gpu_check.subject import Subject
 from hgt_infer import Generator, SamplingParams
-from hgt_infer.cuda import CudaDevice
+from hgt_infer.cuda.device import CudaDevice
 
 NUM_SLOTS = 64
 NUM_THREADS = 16

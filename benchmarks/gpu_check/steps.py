@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.environment import capture_environment
 from benchmarks.gpu_check import correctness, limits, peers, profiling, smoke, soak, timings, variants
 from benchmarks.gpu_check.report import Result, Skipped, Step, judged
 from benchmarks.gpu_check.subject import Scale, Subject
+from benchmarks.measure.environment import capture_environment
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.verify import compare
 

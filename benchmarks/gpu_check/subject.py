@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.gpu_check.figures import TokenIds, cache_bytes_per_token
 from benchmarks.gpu_check.report import Skipped, first_line
-from benchmarks.workloads import (
+from benchmarks.measure.workloads import (
     END_OF_TEXT,
     TWEET_PROMPT_LENGTHS,
     MixedWorkload,
@@ -27,11 +27,11 @@ from benchmarks.workloads import (
     tweet_length,
 )
 from hgt_infer import GenerationOutput, Generator, SamplingParams, export
-from hgt_infer.artifact import Artifact, is_artifact, read_artifact
-from hgt_infer.device import open_devices
+from hgt_infer.artifact.folder import Artifact, is_artifact, read_artifact
+from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.export import export_checkpoint
 from hgt_infer.loading import content_key, download
-from hgt_infer.tokenizer import Tokenizer
+from hgt_infer.opening import open_devices
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = Path(__file__).with_name("texts.txt")

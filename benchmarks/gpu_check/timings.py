@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import Spread
-from benchmarks.environment import read_gpus
 from benchmarks.gpu_check.figures import step_bytes
 from benchmarks.gpu_check.lanes import engine, run_all, samples
 from benchmarks.gpu_check.replays import CONTEXT, Replay, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import REPOSITORY, SEED, Subject, fixed_length, token_ids
-from hgt_infer import SamplingParams, cuda
-from hgt_infer.sequence import SequenceParams
-from hgt_infer.slot_record import MAX_FED_TOKENS, UNRESOLVED
+from benchmarks.measure.comparison import Spread
+from benchmarks.measure.environment import read_gpus
+from hgt_infer import SamplingParams
+from hgt_infer.cuda import device as cuda
+from hgt_infer.cuda.slot_record import MAX_FED_TOKENS, UNRESOLVED
+from hgt_infer.engine.sequence import SequenceParams
 
 COPY_BYTES = 1 << 30  # many times what a GPU's level 2 cache holds
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}

@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import Spread
 from benchmarks.gpu_check.children import Child, end_with_parent, run_child
 from benchmarks.gpu_check.graph_nodes import count_nodes, open_runtime
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, subject_of
-from hgt_infer import cuda, cuda_runtime
-from hgt_infer.slot_record import MAX_FED_TOKENS
+from benchmarks.measure.comparison import Spread
+from hgt_infer.cuda import device as cuda
+from hgt_infer.cuda import runtime as cuda_runtime
+from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 
 NUM_TURNS = 2  # of every side
 TIMEOUT_S = 40.0

@@ -44,12 +44,12 @@ def main(argv: list[str]) -> int:
     """Do the steps that are not done yet."""
     options = Options(**json.loads(argv[0]))
     be_quiet()
-    from benchmarks.environment import capture_environment
     from benchmarks.gpu_check.report import Report, Step
     from benchmarks.gpu_check.steps import chosen_steps
     from benchmarks.gpu_check.subject import FULL, QUICK, TRIAL, Subject
+    from benchmarks.measure.environment import capture_environment
     from hgt_infer import HgtInferError
-    from hgt_infer.device import open_devices
+    from hgt_infer.opening import open_devices
 
     faulthandler.dump_traceback_later(MIN_LIMIT_S, exit=True)  # a driver that hangs
     try:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hgt_infer.checks import check_int
 from hgt_infer.errors import ParameterError
 from hgt_infer.generator import Generator
-from hgt_infer.prompts import checked_params
-from hgt_infer.sampling_params import SamplingParams, check_int
+from hgt_infer.requests.prompts import checked_params
+from hgt_infer.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ray.data import Dataset

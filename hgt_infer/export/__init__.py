@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from hgt_infer.artifact import (
+from hgt_infer.artifact.folder import (
     EXTERNAL_DATA_FILE,
     MODEL_FILE,
     SAMPLER_FILE,

@@ -16,13 +16,13 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import CONFIG_FILE
-from hgt_infer.checked_json import format_error, read_json_object
+from hgt_infer.artifact.checked_json import format_error, read_json_object
+from hgt_infer.artifact.config import GenerationDefaults, ModelConfig, parse_model_config
+from hgt_infer.artifact.folder import CONFIG_FILE
 from hgt_infer.errors import ModelNotFoundError
 from hgt_infer.export.generation_defaults import as_ids, read_generation_defaults
 from hgt_infer.export.tokenizer_files import read_tokenizer
 from hgt_infer.export.weights import read_weights
-from hgt_infer.model_config import GenerationDefaults, ModelConfig, parse_model_config
 
 # transformers' GPT2Config: name, other name, what it takes where config.json is silent.
 _SIZES = (

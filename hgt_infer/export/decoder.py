@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
 from hgt_infer.export.precision import convert, float_type
-from hgt_infer.model_config import ModelConfig
 
 
 class Decoder:

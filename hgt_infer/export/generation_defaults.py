@@ -13,9 +13,9 @@ from typing import Any
 
 import tokenizers
 
-from hgt_infer.artifact import CONFIG_FILE, GENERATION_CONFIG_FILE
-from hgt_infer.checked_json import format_error, read_json_object
-from hgt_infer.model_config import GenerationDefaults, ModelConfig, parse_generation_defaults
+from hgt_infer.artifact.checked_json import format_error, read_json_object
+from hgt_infer.artifact.config import GenerationDefaults, ModelConfig, parse_generation_defaults
+from hgt_infer.artifact.folder import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 

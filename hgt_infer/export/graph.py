@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.export.decoder import Decoder
 from hgt_infer.export.int8_decoder import Int8Decoder
-from hgt_infer.model_config import ModelConfig
 
 
 def build_graph(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import PRECISIONS, check_precision
+from hgt_infer.artifact.folder import PRECISIONS, check_precision
 from hgt_infer.errors import ModelFormatError
 
 

@@ -1,6 +1,6 @@
 """Makes a fast tokenizer out of a checkpoint's files, old or new, as transformers' AutoTokenizer would.
 
-Encoding and decoding with it is `hgt_infer.tokenizer`'s.
+Encoding and decoding with it is `hgt_infer.artifact.tokenizer`'s.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import tokenizers
 
-from hgt_infer.artifact import TOKENIZER_FILE
-from hgt_infer.checked_json import format_error, read_json_object
+from hgt_infer.artifact.checked_json import format_error, read_json_object
+from hgt_infer.artifact.config import ModelConfig
+from hgt_infer.artifact.folder import TOKENIZER_FILE
 from hgt_infer.errors import ModelFormatError
-from hgt_infer.model_config import ModelConfig
 
 _MAX_VOCABULARY_BYTES = 64 << 20  # GPT-2's own tokenizer.json has 1.3 MB
 _SPECIAL_TOKEN_NAMES = (

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.artifact import Artifact
-from hgt_infer.cuda import CudaDevice
-from hgt_infer.cuda_runtime import count_cuda_devices
-from hgt_infer.device import CpuDevice, Device
+from hgt_infer.artifact.folder import Artifact
+from hgt_infer.cuda.device import CudaDevice
+from hgt_infer.cuda.runtime import count_cuda_devices
+from hgt_infer.engine.scheduler import Batch
+from hgt_infer.engine.sequence import Sequence as RunningSequence
+from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ModelFormatError, ParameterError
 from hgt_infer.export.checkpoint import Checkpoint
-from hgt_infer.runner import ModelRunner
-from hgt_infer.scheduler import Batch
-from hgt_infer.sequence import Sequence as RunningSequence
-from hgt_infer.sequence import SequenceParams
+from hgt_infer.runtime.device import CpuDevice, Device
+from hgt_infer.runtime.runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from hgt_infer.checked_json import format_error, read_json_object
+from hgt_infer.artifact.checked_json import format_error, read_json_object
+from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.errors import ModelFormatError
-from hgt_infer.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from hgt_infer.sampling_params import check_number
+from hgt_infer.checks import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

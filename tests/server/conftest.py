@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from local_service import served
+from support.local_service import served
 
 from hgt_infer import Generator
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from local_service import served, wait_until
+from support.local_service import served, wait_until
 
 from hgt_infer import Generator, ParameterError
 from hgt_infer.server import Limits, create_app

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_service import served
+from support.local_service import served
 
 from hgt_infer import Generator, SamplingParams
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from local_service import wait_until
+from support.local_service import wait_until
 
 from hgt_infer import Generator
 from hgt_infer.cli import main

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import TINY, cleaned_of, small_texts, write_archive
+from support.small_run import TINY, cleaned_of, small_texts, write_archive
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hgt_infer import Generator
 from training.__main__ import main
-from training.dataset import make_dataset
+from training.corpus.dataset import make_dataset
 from training.evaluate import copied_share, distinct, evaluate, length_distance, lengths
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_stand_in import Answer, Api, running_api
+from support.api_stand_in import Answer, Api, running_api
 
 from training import fetch
 from training.errors import (
@@ -23,7 +23,7 @@ from training.errors import (
     TrainingError,
 )
 from training.fetch import fetch_tweets
-from training.tweets import read_tweets
+from training.tweets.reading import read_tweets
 
 TOKEN = "secret-token-of-a-goose"
 BUSY: Answer = (503, {}, '{"title": "Service Unavailable"}')

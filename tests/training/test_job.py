@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small_run import TINY, write_archive
+from support.paths import ROOT
+from support.small_run import TINY, write_archive
 
 from training.__main__ import main
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
 
 

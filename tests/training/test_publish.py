@@ -10,16 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import hub_stand_in
-import hub_upload
 import pytest
-from hub_upload import TOKEN, Hub
-from small_run import TINY, write_archive
+from support import hub_stand_in, hub_upload
+from support.hub_upload import TOKEN, Hub
+from support.paths import ROOT
+from support.small_run import TINY, write_archive
 
 from training.__main__ import main
 from training.publish import checkpoint_files
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = """
 import json, sys
 from hgt_infer import Generator

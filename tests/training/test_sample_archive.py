@@ -5,9 +5,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from training.cleaning import clean
-from training.sample_archive import GRAMMAR, SAMPLE, main, sample_archive
-from training.tweets import read_tweets
+from training.corpus.cleaning import clean
+from training.sample.archive import GRAMMAR, SAMPLE, main, sample_archive
+from training.tweets.reading import read_tweets
 
 
 def test_the_script_gives_the_shipped_file_byte_for_byte(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_run import TINY, write_archive
+from support.paths import ROOT
+from support.small_run import TINY, write_archive
 
 from training.__main__ import main
 from training.arguments import Job, add_arguments, parse_job
-from training.cleaning import CleaningRules
+from training.corpus.cleaning import CleaningRules
 from training.errors import HyperParameterError
-from training.presets import (
+from training.learning.presets import (
     FINE_TUNING,
     SCRATCH,
     SCRATCH_MODEL,
@@ -29,7 +30,6 @@ from training.presets import (
     ScratchModel,
 )
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
 
 
@@ -179,7 +179,7 @@ def test_an_interrupt_before_anything_is_saved_leaves_nothing(
     def interrupt(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.finetune.finetune", interrupt)
+    monkeypatch.setattr("training.learning.finetune.finetune", interrupt)
     assert main([*arguments, *TINY]) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
@@ -341,7 +341,7 @@ def test_presets_check_themselves() -> None:
 
 def test_help_and_every_check_come_before_pytorch() -> None:
     code = (
-        "import sys, training.__main__ as m, training.job, training.sample_archive\n"
+        "import sys, training.__main__ as m, training.job, training.sample.archive\n"
         "assert m.main(['--tweets', '/nowhere', '--handle', 'a', '--output', '/nowhere/x']) == 2\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'hgt_infer', 'wandb', 'matplotlib', 'optuna'}\n"
         "loaded = heavy & set(sys.modules)\n"

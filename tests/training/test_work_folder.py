@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from training.errors import DivergedError, OutputFolderError, ResumeError
 from training.work_folder import WorkFolder, read_json, seed_left_in, work_folder, work_path, write_json
@@ -138,7 +139,7 @@ def test_a_kill_frees_the_lock_and_leaves_the_work(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     output = tmp_path / "model"
-    root = Path(__file__).parents[2]
+    root = ROOT
     killed = subprocess.run([sys.executable, "-c", code, str(output)], cwd=root, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     with work_folder(output, SETTINGS, resume=True, force=False) as work:

@@ -1,0 +1,84 @@
+"""What a precision costs in quality: perplexity, KL divergence and top-1 agreement beside fp32, on real text.
+
+`python -m benchmarks quality CHECKPOINT --tweets FILE`: the checkpoint should be a trained one.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from hgt_infer.artifact.folder import Artifact
+from hgt_infer.artifact.tokenizer import Tokenizer
+from hgt_infer.export import export_checkpoint
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def measure_quality(
+    checkpoint: Path, texts: Sequence[str], precisions: Sequence[str] = ("fp16", "int8")
+) -> dict[str, Any]:
+    """Compare precisions with fp32, over the tokens of all texts, on the CPU.
+
+    fp16 rounds there between operators, which compute in fp32 inside; how a GPU sums is not seen.
+
+    Returns:
+        `num_tokens`, and by precision `perplexity`; of all but fp32 also `kl` (mean nats from fp32's
+        distribution of the next token to its own) and `top1` (the share of tokens where both choose
+        the same).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = {
+            name: export_checkpoint(checkpoint, Path(folder, name), precision=name)
+            for name in ("fp32", *precisions)
+        }
+        tokenizer = Tokenizer(artifacts["fp32"].tokenizer_path)
+        limit = artifacts["fp32"].config.n_positions
+        ids = [tokenizer.encode(END_OF_TEXT + text + END_OF_TEXT)[:limit] for text in texts]
+        sides = {name: _log_probabilities(artifact, ids) for name, artifact in artifacts.items()}
+        sums = {name: np.zeros(3) for name in artifacts}  # nats, KL, agreements
+        num_tokens = 0
+        for row in ids:
+            expected = next(sides["fp32"])
+            for name, side in sides.items():
+                actual = expected if name == "fp32" else next(side)
+                sums[name] += (
+                    -actual[np.arange(len(row) - 1), row[1:]].sum(),
+                    (np.exp(expected) * (expected - actual)).sum(),
+                    (expected.argmax(1) == actual.argmax(1)).sum(),
+                )
+            num_tokens += len(row) - 1
+    result: dict[str, Any] = {"num_tokens": num_tokens}
+    for name, (nats, divergence, agreements) in sums.items():
+        result[name] = {"perplexity": math.exp(nats / num_tokens)}
+        if name != "fp32":
+            result[name] |= {"kl": divergence / num_tokens, "top1": agreements / num_tokens}
+    return result
+
+
+def _log_probabilities(artifact: Artifact, ids: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float64]]:
+    """Of each text: log-probabilities [tokens - 1, V] of what follows each token but the last."""
+    session = ort.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
+    config = artifact.config
+    for row in ids:
+        shape = (1, config.n_head, len(row), config.head_size)
+        inputs: dict[str, Any] = {
+            "input_ids": np.array([row], np.int32),
+            "position_ids": np.arange(len(row), dtype=np.int32)[None],
+            "first_output": np.zeros(1, np.int64),
+            "seqlens_k": np.array([len(row) - 1], np.int32),
+            "total_sequence_length": np.array(len(row), np.int32),
+        }
+        for layer in range(config.n_layer):
+            for kind in ("key", "value"):
+                inputs[f"past_{kind}.{layer}"] = np.zeros(shape, artifact.float_type)
+        logits = session.run(["logits"], inputs)[0][:-1].astype(np.float64)
+        shifted = logits - logits.max(1, keepdims=True)
+        yield shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -1,0 +1,1 @@
+"""Workloads, rounds in turns, the environment, bounds: how something is measured."""

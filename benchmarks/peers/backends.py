@@ -1,0 +1,194 @@
+"""The two sides, each at its best fair setting, behind one method: a workload in, token ids out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from benchmarks.measure.workloads import MixedWorkload, Workload
+
+NUM_SLOTS = 16
+NEAR_TIE = 1e-4
+"""Logits that lie closer may change places by rounding: those of the two sides differ by about 2e-5."""
+
+TokenIds = list[tuple[int, ...]]
+AnyWorkload = TypeVar("AnyWorkload", Workload, MixedWorkload, contravariant=True)
+
+
+class Backend(Protocol[AnyWorkload]):
+    name: str
+
+    def generate(self, workload: AnyWorkload, *, greedy: bool = False) -> TokenIds:
+        """The new tokens of each sample, in the order of the prompts."""
+
+
+class HgtInfer:
+    """hgt_infer on the CPU with its default settings but for precision and slots.
+
+    Its time is from text to text.
+    """
+
+    name = "hgt_infer"
+
+    def __init__(self, model: Path, *, precision: str = "fp32", num_slots: int = NUM_SLOTS) -> None:
+        from hgt_infer import Generator
+
+        self._model, self._precision = model, precision
+        self.generator = Generator(model, device="cpu", precision=precision, num_slots=num_slots)
+
+    def with_slots(self, num_slots: int) -> HgtInfer:
+        """Another one of the same model, to be closed."""
+        return HgtInfer(self._model, precision=self._precision, num_slots=num_slots)
+
+    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        from hgt_infer import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=workload.n,
+                temperature=0.0 if greedy else workload.temperature,
+                top_k=workload.top_k,
+                top_p=workload.top_p,
+                max_tokens=length,
+                min_tokens=length,
+            )
+            for length in workload.lengths
+        ]
+        outputs = self.generator.generate(list(workload.prompts), params)
+        return [completion.token_ids for output in outputs for completion in output.completions]
+
+    def close(self) -> None:
+        self.generator.close()
+
+
+class Transformers:
+    """transformers' `generate` on the CPU in fp32: key-value cache, sdpa attention, no autograd.
+
+    Its time is that of `generate` alone, from ids to ids. The cache is the default, which grows:
+    a static one without compilation takes 6 % longer at batch 1.
+    """
+
+    name = "transformers"
+
+    def __init__(self, checkpoint: Path, *, num_threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(num_threads)
+        self._take(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32), "cpu")
+
+    def _take(self, model: Any, device: str) -> None:
+        from transformers import GenerationConfig
+
+        self.device = device
+        self.model: Any = model.to(device).eval()
+        self.settings: dict[str, Any] = {}  # more of them, for every call
+        end_of_text = self.model.config.eos_token_id
+        # What the checkpoint says of sampling is left out: the workload says it all.
+        self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
+
+    def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+        settings: dict[str, Any] = {} if greedy else {"num_return_sequences": workload.n}
+        new_ids = self._generate(workload, workload.num_new_tokens, greedy=greedy, **settings)
+        return [row for row in new_ids for _ in range(workload.n if greedy else 1)]
+
+    def generate_padded(self, batch: MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        """All requests at once, until the longest one has its length: rows of that many tokens."""
+        return self._generate(batch, max(batch.lengths), greedy=greedy)
+
+    def _generate(
+        self, workload: Workload | MixedWorkload, num_new_tokens: int, *, greedy: bool, **settings: Any
+    ) -> TokenIds:
+        import torch
+
+        if not greedy:
+            settings |= {
+                "temperature": workload.temperature,
+                "top_k": workload.top_k,
+                "top_p": workload.top_p,
+            }
+        pad_id = self.model.generation_config.pad_token_id
+        width = max(map(len, workload.prompt_token_ids))
+        rows = [[pad_id] * (width - len(ids)) + list(ids) for ids in workload.prompt_token_ids]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in workload.prompt_token_ids]
+        with torch.inference_mode():
+            output_ids = self.model.generate(
+                torch.tensor(rows, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
+                max_new_tokens=num_new_tokens,
+                min_new_tokens=num_new_tokens,
+                do_sample=not greedy,
+                use_cache=True,
+                **self.settings,
+                **settings,
+            )
+        return [tuple(row) for row in output_ids[:, width:].tolist()]
+
+    def margins(self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        """How far each token's logit lies below the largest one (end-of-text's left out): 0 where greedy.
+
+        One run over prompt and tokens, without padding and without a cache.
+        """
+        import torch
+
+        with torch.inference_mode():
+            ids = torch.tensor([[*prompt_token_ids, *token_ids]], device=self.device)
+            logits = self.model(ids).logits[0, len(prompt_token_ids) - 1 : -1].float()  # [tokens, vocabulary]
+            logits[:, self.model.generation_config.eos_token_id] = -torch.inf
+            chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
+            margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
+        return margins
+
+
+class StaticBatches:
+    """Requests of different lengths in batches of one size, in order of arrival; surplus tokens are dropped.
+
+    Each batch is padded on the left and runs until its longest row ends. `generate` computes a row that ends
+    before on and writes padding for it: to stop each row by itself would save nothing. transformers' own
+    continuous batching, its `generate_batch`, fails on a CPU (4.57.6).
+    """
+
+    def __init__(self, generate_padded: Callable[..., TokenIds], batch_size: int) -> None:
+        self.name = f"{Transformers.name}_{batch_size}"
+        self.batch_size = batch_size
+        self._generate_padded = generate_padded
+
+    def generate(self, workload: MixedWorkload, *, greedy: bool = False) -> TokenIds:
+        return [
+            token_ids[:length]
+            for batch in workload.batches(self.batch_size)
+            for token_ids, length in zip(
+                self._generate_padded(batch, greedy=greedy), batch.lengths, strict=True
+            )
+        ]
+
+
+def num_physical_cores() -> int:
+    """What ONNX Runtime takes by default for its threads, so that transformers gets as many."""
+    import psutil
+
+    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+
+
+def check_greedy(ours: Backend[Workload], theirs: Backend[Workload], workload: Workload) -> None:
+    """Check that both sides choose the same tokens where nothing is random.
+
+    Raises:
+        ValueError: they differ; names the first sample and step.
+    """
+    expected = theirs.generate(workload, greedy=True)
+    actual = ours.generate(workload, greedy=True)
+    for sample, (expected_ids, actual_ids) in enumerate(zip(expected, actual, strict=True)):
+        if len(expected_ids) != workload.num_new_tokens:
+            raise ValueError(f"{theirs.name} gave {len(expected_ids)} tokens, not {workload.num_new_tokens}")
+        if actual_ids != expected_ids:
+            step = _first_difference(expected_ids, actual_ids)
+            raise ValueError(f"{ours.name} and {theirs.name} differ in sample {sample} at step {step}")
+
+
+def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int:
+    """The first place where they differ; the end of the shorter one counts."""
+    pairs = zip(expected, actual, strict=False)
+    return next((step for step, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))

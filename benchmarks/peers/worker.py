@@ -1,0 +1,195 @@
+"""A backend in a process of its own: `Remote` starts one, and times what it does from inside.
+
+The processes of all backends live at once and take turns: of each round, one works and the others sleep.
+Requests and answers are lines of JSON; whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.arrivals import Served, serve
+from benchmarks.measure.environment import REPOSITORY
+from benchmarks.measure.workloads import MixedWorkload, Workload
+from benchmarks.peers.backends import StaticBatches, TokenIds
+
+_KINDS = {"fixed": Workload, "mixed": MixedWorkload}
+
+
+class WorkerError(RuntimeError):
+    """A backend's process ended or reported an error; the message has the end of what it printed."""
+
+
+class Remote:
+    """A backend that runs elsewhere.
+
+    Args:
+        name: of `benchmarks.peers.registry.BACKENDS`.
+        checkpoint: what all backends have.
+        folder: for what the backend makes of it, and its log.
+
+    Attributes:
+        load_s: seconds to make it, conversion included where it had to be converted.
+    """
+
+    def __init__(self, name: str, checkpoint: Path, folder: Path) -> None:
+        self.name = name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = (folder / "log.txt").open("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers.worker", name, str(checkpoint), str(folder / "model")],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        try:
+            self.load_s = float(self._answer()["seconds"])
+        except WorkerError:
+            self.close()
+            raise
+
+    def generate(
+        self, workload: Workload | MixedWorkload, *, greedy: bool = False, batch_size: int | None = None
+    ) -> TokenIds:
+        """See Backend; batch_size is that of static batches, or how many slots hgt_infer has."""
+        return [tuple(ids) for ids in self._run(workload, greedy, batch_size)["token_ids"]]
+
+    def seconds(self, workload: Workload | MixedWorkload, *, batch_size: int | None = None) -> float:
+        """Run the workload, and return how long it took.
+
+        Raises:
+            WorkerError: the tokens are not as many as asked for.
+        """
+        answer = self._run(workload, False, batch_size)
+        num_tokens = sum(map(len, answer["token_ids"]))
+        if num_tokens != workload.num_tokens:
+            raise WorkerError(f"{self.name} gave {num_tokens} tokens, not {workload.num_tokens}")
+        return float(answer["seconds"])
+
+    def serve(self, workload: MixedWorkload, at: Sequence[float], *, batch_size: int) -> list[Served]:
+        """Send each request at its time, whether others are done or not: see `measure.arrivals`."""
+        answer = self._ask(
+            do="serve", kind="mixed", workload=asdict(workload), at=list(at), batch_size=batch_size
+        )
+        return [Served(*times) for times in answer["served"]]
+
+    def margins(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+        """See Transformers.margins, which is the only backend that has them."""
+        margins: list[float] = self._ask(do="margins", prompt=prompt, token_ids=token_ids)["margins"]
+        return margins
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident memory now, and at its most."""
+        memory: dict[str, float] = self._ask(do="memory")["memory_mb"]
+        return memory
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            if file is not None:
+                file.close()
+
+    def _run(
+        self, workload: Workload | MixedWorkload, greedy: bool, batch_size: int | None
+    ) -> Mapping[str, Any]:
+        kind = "fixed" if isinstance(workload, Workload) else "mixed"
+        return self._ask(
+            do="generate", kind=kind, workload=asdict(workload), greedy=greedy, batch_size=batch_size
+        )
+
+    def _ask(self, **request: Any) -> Mapping[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the missing answer tells
+        return self._answer()
+
+    def _answer(self) -> Mapping[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in answer:
+            self._log.seek(0)
+            end = " | ".join(self._log.read().splitlines()[-3:])
+            raise WorkerError(f"{self.name}: {answer['error']}: {end}")
+        return answer
+
+
+def main(name: str, checkpoint: str, folder: str) -> None:
+    """Make the backend, and answer requests until standard input ends."""
+    from benchmarks.peers.registry import BACKENDS
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    start = time.perf_counter()
+    backend = BACKENDS[name].make(Path(checkpoint), Path(folder))
+    answer(seconds=time.perf_counter() - start)
+    for line in sys.stdin:
+        try:
+            answer(**_handle(backend, json.loads(line)))
+        except Exception as error:
+            answer(error=f"{type(error).__name__}: {error}")
+
+
+def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
+    if request["do"] == "memory":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        names = {"resident": "VmRSS", "peak": "VmHWM"}
+        return {"memory_mb": {key: int(status[name].split()[0]) * 1.024e-3 for key, name in names.items()}}
+    if request["do"] == "margins":
+        return {"margins": backend.margins(request["prompt"], request["token_ids"])}
+    workload = _workload(request)
+    if request["do"] == "serve":
+        return {"served": serve(backend, workload, request["at"], batch_size=request["batch_size"])}
+    with _side(backend, workload, request["batch_size"]) as side:
+        start = time.perf_counter()
+        token_ids = side.generate(workload, greedy=request["greedy"])
+        return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
+
+
+@contextmanager
+def _side(backend: Any, workload: Any, batch_size: int | None) -> Iterator[Any]:
+    """The backend as it takes a workload: in static batches, or with fewer slots than it has."""
+    if batch_size is None or isinstance(workload, Workload):
+        yield backend
+    elif hasattr(backend, "generate_padded"):
+        yield StaticBatches(backend.generate_padded, batch_size)
+    else:
+        with closing(backend.with_slots(batch_size)) as side:
+            yield side
+
+
+def _workload(request: dict[str, Any]) -> Any:
+    fields = {
+        key: tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        if isinstance(value, list)
+        else value
+        for key, value in request["workload"].items()
+    }
+    return _KINDS[request["kind"]](**fields)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The exported folder: its files, its configuration, its tokenizer."""

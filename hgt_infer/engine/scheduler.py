@@ -1,0 +1,347 @@
+"""Scheduler: which sequence runs in which slot, and when. It moves sequences and never sees an array.
+
+WaitingQueue is what waits, shared by the schedulers of several devices; a Scheduler has one device's slots.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hgt_infer.engine.sequence import Request, Sequence
+from hgt_infer.outputs import TokenLogprobs
+
+MAX_FED_TOKENS = 8
+"""Longest prompt that is fed token by token beside running sequences on a CPU instead of being prefilled.
+
+The prompt alone decides: a prefill's rounding differs from a step's, and a request must not depend on
+its company. On a CPU a prefill reads all the weights once more (14 to 19 ms for 3 to 8 tokens of GPT-2
+124M on 2 cores), a row more in a running batch costs about 1 ms.
+"""
+
+MAX_PREFILL_TOKENS = 256
+"""Most tokens of one prefill run; a longer prompt takes several runs."""
+
+
+class Copy(NamedTuple):
+    """The first `length` cache positions of slot `source`, and its settings, go to slot `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One run. A prefill only fills the cache (and scores prompts where asked); a step samples.
+
+    copies happen first, in order; then admitted sequences' settings are written.
+
+    Attributes:
+        sequences: of a prefill, in consecutive slots; of a step, all that run, in the order of their slots.
+        num_tokens: of each sequence of a prefill; 1 in a step.
+        admitted: sequences that got their slots since the batch before.
+        released: slots that lost their sequences since then and have none now.
+    """
+
+    sequences: list[Sequence]
+    num_tokens: int
+    is_prefill: bool
+    copies: list[Copy]
+    admitted: list[Sequence]
+    released: list[int] = field(default_factory=list)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it is a prefill that reports log-probabilities of prompts."""
+        return self.is_prefill and any(sequence.scores_prompt for sequence in self.sequences)
+
+
+@dataclass(slots=True)
+class BatchOutput:
+    """What a run gave.
+
+    Attributes:
+        new_tokens: output tokens of the sequences that are to be looked at, as many as each has grown by
+            since it was looked at last; none where a token of its prompt was computed. A runner may leave
+            out sequences as long as they can neither end nor stream.
+        num_sampled: output tokens that the run drew, those of sequences left out included.
+        num_fed: prompt tokens that a step computed.
+        num_steps: how many steps the run had.
+        num_wasted: rows, over all steps, that ran on behind the end of their sequences.
+        logprobs, prompt_logprobs, errors: of the sequences that asked for them, or that failed.
+    """
+
+    new_tokens: list[tuple[Sequence, list[int]]] = field(default_factory=list)
+    num_sampled: int = 0
+    num_fed: int = 0
+    num_steps: int = 1
+    num_wasted: int = 0
+    logprobs: list[tuple[Sequence, TokenLogprobs]] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]] = field(default_factory=list)
+    errors: list[tuple[Sequence, BaseException]] = field(default_factory=list)
+
+
+class WaitingQueue:
+    """Calls whose sequences wait for a slot. They take turns, a sequence each, in the order of their arrival.
+
+    A call that has had its turn goes to the end of the line while it has more; its own sequences keep
+    their order. So one that asks for 500 samples delays another by a sequence at a time, not by 500.
+
+    Attributes:
+        requests: the calls; the first one's turn is next.
+        num_waiting: their sequences.
+    """
+
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+        self.num_waiting = 0
+
+    def add(self, request: Request, sequences: Collection[Sequence]) -> None:
+        """Put sequences behind those of their request; a new request goes to the end of the line."""
+        if sequences and not request.waiting:
+            self.requests.append(request)
+        for sequence in sequences:
+            sequence.request = request
+        request.waiting.extend(sequences)
+        self.num_waiting += len(sequences)
+
+    @property
+    def next(self) -> Sequence | None:
+        """The sequence whose turn it is."""
+        return self.requests[0].waiting[0] if self.requests else None
+
+    def take(self) -> Sequence:
+        """Take the sequence whose turn it is out of the line."""
+        request = self.requests.popleft()
+        sequence = request.waiting.popleft()
+        if request.waiting:
+            self.requests.append(request)
+        self.num_waiting -= 1
+        return sequence
+
+    def remove(self, request: Request) -> list[Sequence]:
+        """Take all of a request's sequences out of the line."""
+        removed = list(request.waiting)
+        if removed:
+            self.requests.remove(request)
+            request.waiting.clear()
+            self.num_waiting -= len(removed)
+        return removed
+
+
+class Scheduler:
+    """Gives the free slots of one device to the sequences of a line.
+
+    Args:
+        num_slots: sequences that run at once.
+        line: where they wait; None makes a line of its own.
+        max_fed_tokens: longest prompt that steps compute, a token each; longer ones, and those that are
+            scored, are prefilled.
+        closes_gaps: whether sequences move so that those of a step occupy slots 0 … n - 1.
+        shares_prefills: whether prompts of equal length are prefilled in one run.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        line: WaitingQueue | None = None,
+        *,
+        max_fed_tokens: int = MAX_FED_TOKENS,
+        closes_gaps: bool = True,
+        shares_prefills: bool = True,
+    ) -> None:
+        self.num_slots = num_slots
+        self.line = WaitingQueue() if line is None else line
+        self._max_fed_tokens = max_fed_tokens
+        self._closes_gaps = closes_gaps
+        self._shares_prefills = shares_prefills
+        self._slots: list[Sequence | None] = [None] * num_slots
+        self._free_slots = list(range(num_slots))  # a heap
+        self._released: list[int] = []
+        self._prefilling: list[Sequence] = []
+        # The prompt of which each slot holds all but the last token, also after its sequence has ended. Only
+        # where it was computed in the way of its length: who copies it must not see what others were asked.
+        self._cached_prompts: list[tuple[int, ...] | None] = [None] * num_slots
+        self._slots_of_prompt: dict[tuple[int, ...], dict[int, None]] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in slots."""
+        return self.num_slots - len(self._free_slots)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences in slots, in the order of these."""
+        return [sequence for sequence in self._slots if sequence is not None]
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a sequence waits or runs."""
+        return bool(self.line.requests) or self.num_running > 0
+
+    def cancel(self, request: Request) -> list[Sequence]:
+        """Forget a request's sequences and return them; their slots are free for the next schedule()."""
+        running = [sequence for sequence in self.running if sequence.request is request]
+        for sequence in running:
+            self._free(sequence)
+        return self.line.remove(request) + running
+
+    def schedule(self) -> Batch | None:
+        """Fill the free slots, then choose what runs: new prompts by themselves, or everyone's next token.
+
+        Returns None where nothing runs: another device has taken what was in the line.
+        """
+        copies: list[Copy] = []
+        admitted: list[Sequence] = []
+        if not self._prefilling:
+            while self._free_slots and (sequence := self.line.next) and self._enter(sequence, copies):
+                admitted.append(self.line.take())
+        if self.num_running == 0:
+            return None
+        released = [slot for slot in dict.fromkeys(self._released) if self._slots[slot] is None]
+        self._released.clear()
+        if self._prefilling:
+            num_tokens = min(self._prefilling[0].num_prompt_left, MAX_PREFILL_TOKENS)
+            return Batch(list(self._prefilling), num_tokens, True, copies, admitted, released)
+        if self._closes_gaps:
+            self._close_gaps(copies)
+        return Batch(self.running, 1, False, copies, admitted, released)
+
+    def _enter(self, sequence: Sequence, copies: list[Copy]) -> bool:
+        """Give the lowest free slot to a sequence, or return False: it has to wait for a prefill.
+
+        It enters in one of three ways: it copies its prompt from another slot, it is fed token by token, or
+        it joins a prefill.
+        """
+        slot, prompt = self._free_slots[0], sequence.prompt_token_ids
+        sources = self._slots_of_prompt.get(prompt)
+        if sources and not sequence.scores_prompt:
+            sequence.num_computed = len(prompt) - 1
+            if slot not in sources:
+                copies.append(Copy(next(iter(sources)), slot, sequence.num_computed))
+        elif len(prompt) > self._max_fed_tokens or sequence.scores_prompt:
+            if not self._joins_prefill(sequence, slot):
+                return False
+            self._prefilling.append(sequence)
+        self._set_cached_prompt(slot, prompt if sequence.has_cached_prompt else None)
+        heapq.heappop(self._free_slots)
+        self._slots[slot], sequence.slot = sequence, slot
+        return True
+
+    def _joins_prefill(self, sequence: Sequence, slot: int) -> bool:
+        """Whether a sequence starts a prefill, or fits one of equal lengths in the slots right before.
+
+        One whose prompt is being prefilled waits, to copy it.
+        """
+        others, num_tokens = self._prefilling, sequence.num_prompt_left
+        return not others or (
+            self._shares_prefills
+            and others[-1].slot == slot - 1
+            and others[0].num_prompt_left == num_tokens
+            and (len(others) + 1) * num_tokens <= MAX_PREFILL_TOKENS
+            and (
+                sequence.scores_prompt or all(s.prompt_token_ids != sequence.prompt_token_ids for s in others)
+            )
+        )
+
+    def _close_gaps(self, copies: list[Copy]) -> None:
+        """Move the last sequences into the free slots before them, the very last one first."""
+        num_running = self.num_running
+        outside = [sequence for sequence in self._slots[num_running:] if sequence is not None]
+        if not outside:
+            return
+        for target in range(num_running):
+            if self._slots[target] is None:
+                sequence = outside.pop()
+                source = _slot(sequence)
+                copies.append(Copy(source, target, sequence.num_computed))
+                self._set_cached_prompt(target, self._cached_prompts[source])
+                self._slots[source], self._slots[target] = None, sequence
+                sequence.slot = target
+        self._free_slots = list(range(num_running, self.num_slots))
+
+    def launched(self, batch: Batch) -> None:
+        """Note that a batch runs: what is scheduled next runs behind it, and finds its prompts computed."""
+        if batch.is_prefill:
+            for sequence in batch.sequences:
+                sequence.num_computed += batch.num_tokens
+                if sequence.has_cached_prompt:
+                    self._prefilling.remove(sequence)
+                    self._note_cached_prompt(sequence)
+
+    def update(self, batch: Batch, output: BatchOutput) -> list[Sequence]:
+        """Give each sequence what the run gave it, free the slots of those that end, and return these.
+
+        One in output.errors is not returned, and keeps its slot: its request is to be cancelled. What comes
+        for a sequence that has left its slot meanwhile is dropped.
+        """
+        for sequence, token_logprobs in output.logprobs:
+            sequence.logprobs.append(token_logprobs)
+        for sequence, prompt_logprobs in output.prompt_logprobs:
+            sequence.prompt_logprobs.extend(prompt_logprobs)
+        failed = {sequence for sequence, _ in output.errors}
+        finished = []
+        for sequence, token_ids in output.new_tokens:
+            if sequence.slot is not None:
+                self._append(sequence, token_ids)
+                if sequence.finish_reason is not None and sequence not in failed:
+                    finished.append(sequence)
+        if batch.is_prefill:
+            for sequence in batch.sequences:
+                if (
+                    sequence.slot is not None
+                    and sequence.params.max_tokens == 0
+                    and sequence.has_cached_prompt
+                ):
+                    sequence.finish_reason = "length"  # no more than the prompt was asked for
+                    finished.append(sequence)
+        for sequence in finished:
+            self._free(sequence)
+        return finished
+
+    def _append(self, sequence: Sequence, token_ids: list[int]) -> None:
+        if token_ids:
+            if len(token_ids) == 1:
+                sequence.append(token_ids[0])
+            else:
+                sequence.extend(token_ids)
+            num_outputs = len(sequence.output_token_ids)
+            sequence.num_computed = len(sequence.prompt_token_ids) + num_outputs - 1
+        else:
+            sequence.num_computed += 1
+        if self._cached_prompts[_slot(sequence)] is None and sequence.has_cached_prompt:
+            self._note_cached_prompt(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        slot = _slot(sequence)
+        self._slots[slot], sequence.slot = None, None
+        heapq.heappush(self._free_slots, slot)
+        self._released.append(slot)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+
+    def _note_cached_prompt(self, sequence: Sequence) -> None:
+        """Let others copy a prompt that is computed now, unless it was prefilled only to be scored."""
+        prompt = sequence.prompt_token_ids
+        if len(prompt) > self._max_fed_tokens or not sequence.scores_prompt:
+            self._set_cached_prompt(_slot(sequence), prompt)
+
+    def _set_cached_prompt(self, slot: int, prompt: tuple[int, ...] | None) -> None:
+        previous = self._cached_prompts[slot]
+        if previous is not None:
+            slots = self._slots_of_prompt[previous]
+            del slots[slot]
+            if not slots:
+                del self._slots_of_prompt[previous]
+        self._cached_prompts[slot] = prompt
+        if prompt is not None:
+            self._slots_of_prompt.setdefault(prompt, {})[slot] = None
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot

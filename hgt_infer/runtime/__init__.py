@@ -1,0 +1,1 @@
+"""A CPU: its device, the model's session, the cache, the runner."""

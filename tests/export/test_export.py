@@ -1,0 +1,177 @@
+"""From checkpoint to artifact: the logits, the precisions, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from support.checkpoints import write_checkpoint
+
+from hgt_infer import ModelFormatError, ParameterError
+from hgt_infer.artifact.folder import read_artifact
+from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch
+from hgt_infer.engine.sequence import Sequence, SequenceParams
+from hgt_infer.export import export_checkpoint, graph, installed_references
+from hgt_infer.export.checkpoint import read_checkpoint
+from hgt_infer.export.precision import convert
+from hgt_infer.export.verify import verify
+from hgt_infer.runtime.device import CpuDevice
+from hgt_infer.runtime.runner import ModelRunner
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [5, 1, 300, 17], [64] * 16, list(range(1, 17))], ids=str)
+def test_logits_equal_transformers_on_random_and_ragged_batches(
+    artifact: Path, reference_model: Any, lengths: list[int]
+) -> None:
+    """Prompts into slots in the middle, moved to the first ones, and 12 steps on top of the cache."""
+    source = read_artifact(artifact)
+    vocab_size, first_slot = source.config.vocab_size, 2
+    rng = np.random.default_rng(sum(lengths))
+    params = SequenceParams(max_tokens=20, seed=0, temperature=0.0)
+    sequences = [
+        Sequence(tuple(rng.integers(0, vocab_size, n).tolist()), params, slot=first_slot + i)
+        for i, n in enumerate(lengths)
+    ]
+    runner = ModelRunner(source, CpuDevice(), num_slots=20, max_length=400)
+
+    def run(batch: Batch) -> None:
+        runner.launch(batch)
+        runner.collect()
+
+    for slot, sequence in enumerate(sequences):
+        while sequence.num_prompt_left:
+            num_tokens = min(sequence.num_prompt_left, MAX_PREFILL_TOKENS)
+            run(Batch([sequence], num_tokens, is_prefill=True, copies=[], admitted=[]))
+            sequence.num_computed += num_tokens
+        runner.cache.copy(slot + first_slot, slot, sequence.num_computed)
+        sequence.slot = slot
+    for step in range(12):
+        run(Batch(sequences, 1, is_prefill=False, copies=[], admitted=sequences if step == 0 else []))
+        for row, sequence in enumerate(sequences):
+            text = [*sequence.prompt_token_ids, *sequence.output_token_ids]
+            with torch.inference_mode():
+                expected = reference_model(torch.tensor([text])).logits[0, -1].numpy()
+            np.testing.assert_allclose(runner.logits[row], expected, atol=1e-4)
+            sequence.num_computed += 1
+            sequence.append(int(rng.integers(0, vocab_size)))
+
+
+def test_verify_reports_its_difference_to_every_installed_reference(artifact: Path, checkpoint: Path) -> None:
+    references = [name for name in installed_references() if name != "optimum"]
+    assert references == ["numpy", "transformers"]
+    differences = verify(read_artifact(artifact), read_checkpoint(checkpoint), references)
+    assert set(differences) == set(references)
+    assert all(0 < difference < 1e-4 for difference in differences.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_verify_compares_with_optimums_own_export(tmp_path: Path) -> None:
+    pytest.importorskip("optimum.onnxruntime")
+    folder = write_checkpoint(tmp_path / "checkpoint", layout="modern", n_layer=1, n_positions=64)
+    export_checkpoint(folder, tmp_path / "artifact", references=["optimum"])
+
+
+@pytest.mark.parametrize("reference", ["numpy", "transformers"])
+def test_an_artifact_whose_logits_differ_is_not_saved(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """As if the exporter had taken another epsilon."""
+    original = graph.build_graph
+
+    def wrong(config: Any, *args: Any, **kwargs: Any) -> Any:
+        object.__setattr__(config, "layer_norm_epsilon", 1e-2)
+        model = original(config, *args, **kwargs)
+        object.__setattr__(config, "layer_norm_epsilon", 1e-5)
+        return model
+
+    monkeypatch.setattr("hgt_infer.export.build_graph", wrong)
+    with pytest.raises(ModelFormatError, match=rf"differ from {reference}'s by up to"):
+        export_checkpoint(checkpoint, tmp_path / "artifact", references=[reference])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_untied_head_is_exported(tmp_path: Path, precision: str) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", layout="modern")
+    weights = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(0)
+    weights["lm_head.weight"] = rng.normal(size=weights["transformer.wte.weight"].shape).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
+    )
+    references = ["numpy", "transformers"]
+    export_checkpoint(folder, tmp_path / "artifact", precision=precision, references=references)
+
+
+def test_the_fp16_graph_holds_fp16_weights_and_caches_and_gives_logits_in_fp16(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        artifact = export_checkpoint(checkpoint, tmp_path / "artifact", precision="fp16")
+    model = onnx.load(artifact.model_path, load_external_data=False)
+    types = {
+        value.name: value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]
+    }
+    assert types["past_key.0"] == types["present_value.1"] == onnx.TensorProto.FLOAT16
+    assert types["logits"] == onnx.TensorProto.FLOAT16
+    weights = {
+        w.name: w.data_type for w in model.graph.initializer if ".weight" in w.name or ".bias" in w.name
+    }
+    assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
+    assert artifact.precision == "fp16"
+
+
+def test_a_weight_beyond_fp16_is_refused_by_name() -> None:
+    with pytest.raises(ModelFormatError, match=r"wte.weight: largest magnitude 1e\+06.*fp16"):
+        convert("wte.weight", np.array([1e6], np.float32), "fp16")
+
+
+def test_every_node_of_a_layer_is_fused(artifact: Path) -> None:
+    """Nine nodes a layer and no more: what a captured graph launches."""
+    model = onnx.load(read_artifact(artifact).model_path, load_external_data=False)
+    layer = [node.op_type for node in model.graph.node if node.name.startswith("h.0/")]
+    assert layer == [
+        "MatMul",
+        "Add",
+        "GroupQueryAttention",
+        "MatMul",
+        "SkipLayerNormalization",
+        "MatMul",
+        "FastGelu",
+        "MatMul",
+        "SkipLayerNormalization",
+    ]
+
+
+def test_wte_is_stored_once_for_embedding_and_head(artifact: Path) -> None:
+    model = onnx.load(read_artifact(artifact).model_path, load_external_data=False)
+    users = [node.op_type for node in model.graph.node if "wte.weight" in node.input]
+    assert users == ["Gather", "Gemm"]
+    assert "lm_head.weight" not in {w.name for w in model.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"precision": "int3"}, "precision must be"), ({"references": ["jax"]}, "references must be")],
+)
+def test_an_unknown_option_is_named_and_nothing_is_written(
+    tmp_path: Path, checkpoint: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        export_checkpoint(checkpoint, tmp_path / "artifact", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_is_replaced_only_by_force(tmp_path: Path, checkpoint: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "artifact")
+    with pytest.raises(ParameterError, match="artifact"):
+        export_checkpoint(checkpoint, tmp_path / "artifact")
+    export_checkpoint(checkpoint, tmp_path / "artifact", force=True)

@@ -1,0 +1,235 @@
+"""The search for hyper-parameters: what is tried, what counts, and that it can be killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+from training.errors import DivergedError, SweepError
+from training.learning.presets import FINE_TUNING, SCRATCH, HyperParameters
+from training.learning.sweep import SweepResult, Trial, print_sweep, sweep
+
+
+def valley(tried: HyperParameters, number: int = 0) -> float:
+    """Lowest at a rate of e^-9, 6 epochs and a linear schedule."""
+    return (
+        (math.log(tried.learning_rate) + 9) ** 2
+        + 0.1 * abs(tried.epochs - 6)
+        + (tried.schedule != "linear")
+        + tried.warmup_ratio
+    )
+
+
+def run(
+    folder: Path,
+    objective: Callable[[HyperParameters, int], float] = valley,
+    *,
+    num_trials: int = 12,
+    base: HyperParameters = FINE_TUNING,
+    seed: int = 5,
+    scratch: bool = False,
+) -> SweepResult:
+    return sweep(
+        objective, base=base, num_trials=num_trials, seed=seed, storage=folder / "sweep.db", scratch=scratch
+    )
+
+
+def tried(result: SweepResult) -> list[HyperParameters]:
+    return [trial.hyper_parameters for trial in result.trials]
+
+
+def test_first_trial_is_the_base_and_the_best_has_the_lowest_loss(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.trials[0].hyper_parameters == FINE_TUNING
+    assert len(result.trials) == 12
+    assert result.best.loss == min(valley(parameters) for parameters in tried(result))
+    assert [valley(trial.hyper_parameters) for trial in result.trials] == [
+        trial.loss for trial in result.trials
+    ]
+
+
+def test_search_ends_lower_than_random_draws_of_the_same_ranges(tmp_path: Path) -> None:
+    result = run(tmp_path, num_trials=40)
+    random, searched = result.trials[1:9], result.trials[25:]
+    assert sum(trial.loss or 0 for trial in searched) / 15 < sum(trial.loss or 0 for trial in random) / 8
+    assert result.best.hyper_parameters.schedule == "linear"
+
+
+def test_trials_keep_to_the_ranges_of_huggingtweets(tmp_path: Path) -> None:
+    trials = tried(run(tmp_path, num_trials=30))[1:]
+    assert all(math.exp(-14) <= parameters.learning_rate <= math.exp(-6) for parameters in trials)
+    assert all(1 <= parameters.epochs <= 10 for parameters in trials)
+    assert {parameters.schedule for parameters in trials} == {"constant", "linear", "cosine"}
+    assert {parameters.warmup_ratio for parameters in trials} == {0.0, 0.1, 0.2}
+    assert {parameters.gradient_accumulation for parameters in trials} == {1, 4, 8}
+    assert {parameters.block_size for parameters in trials} == {FINE_TUNING.block_size}
+
+
+def test_random_weights_are_searched_around_their_own_learning_rate(tmp_path: Path) -> None:
+    trials = tried(run(tmp_path, base=SCRATCH, scratch=True, num_trials=20))
+    assert trials[0] == SCRATCH
+    rates = [parameters.learning_rate / SCRATCH.learning_rate for parameters in trials]
+    assert all(1 / 31 < rate < 31 for rate in rates)
+    assert min(rates) < 0.5 < 2 < max(rates)
+
+
+def test_a_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
+    results = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        (tmp_path / name).mkdir()
+        results.append(tried(run(tmp_path / name, seed=seed)))
+    assert results[0] == results[1]
+    assert results[0][1:] != results[2][1:]
+
+
+def test_trials_of_an_earlier_start_count(tmp_path: Path) -> None:
+    first = run(tmp_path, num_trials=5)
+    numbers: list[int] = []
+
+    def noted(parameters: HyperParameters, number: int) -> float:
+        numbers.append(number)
+        return valley(parameters)
+
+    assert run(tmp_path, noted, num_trials=8).trials[:5] == first.trials
+    assert numbers == [5, 6, 7]
+    assert len(run(tmp_path, noted, num_trials=3).trials) == 8
+    assert numbers == [5, 6, 7]
+
+
+@pytest.mark.parametrize("at", [0, 1, 10])
+def test_interrupted_sweep_tries_the_same_as_one_that_was_not(tmp_path: Path, at: int) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = run(tmp_path / "whole")
+    interrupted: list[HyperParameters] = []
+
+    def interrupt(parameters: HyperParameters, number: int) -> float:
+        if number == at:
+            interrupted.append(parameters)
+            raise KeyboardInterrupt
+        return valley(parameters)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, interrupt)
+    result = run(tmp_path)
+    assert result.trials[at].hyper_parameters == interrupted[0]
+    assert result.trials[at].number == at + 1
+    assert tried(result) == tried(whole)
+
+
+KILLED_SWEEP = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = ["tests/training/learning", "tests", "."]
+import test_sweep
+
+def objective(parameters, number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return test_sweep.valley(parameters)
+
+test_sweep.run(Path(sys.argv[1]), objective, num_trials=5)
+"""
+
+
+def test_killed_sweep_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED_SWEEP, tmp_path], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    result = run(tmp_path, num_trials=5)
+    assert [trial.number for trial in result.trials] == [0, 1, 3, 4, 5]
+    assert tried(result) == tried(run(tmp_path / "whole", num_trials=5))
+
+
+def test_diverged_trials_count_and_do_not_end_the_sweep(tmp_path: Path) -> None:
+    def fragile(parameters: HyperParameters, number: int) -> float:
+        if number == 1:
+            raise DivergedError("the loss is nan")
+        return math.inf if number == 2 else valley(parameters)
+
+    result = run(tmp_path, fragile, num_trials=5)
+    assert [trial.number for trial in result.trials if trial.loss is None] == [1, 2]
+    assert len(result.trials) == 5
+    assert result.best.loss is not None
+
+
+def test_sweep_of_which_all_trials_diverged_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="all of 3 trials diverged"):
+        run(tmp_path, lambda parameters, number: math.nan, num_trials=3)
+
+
+def test_another_error_ends_the_sweep(tmp_path: Path) -> None:
+    def broken(parameters: HyperParameters, number: int) -> float:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"base": dataclasses.replace(FINE_TUNING, batch_size=2)}, "base"),
+        ({"scratch": True}, "scratch"),
+    ],
+)
+def test_study_of_another_run_is_an_error(tmp_path: Path, changes: dict[str, object], name: str) -> None:
+    run(tmp_path, num_trials=1)
+    with pytest.raises(SweepError, match=f"another {name}"):
+        run(tmp_path, num_trials=2, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_trials", [0, -1, 1001])
+def test_number_of_trials_is_bounded(tmp_path: Path, num_trials: int) -> None:
+    with pytest.raises(SweepError, match="expected 1 to 1000"):
+        run(tmp_path, num_trials=num_trials)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "sweep.db").write_text("a list of birds, which is no database at all")
+    with pytest.raises(SweepError, match=r"sweep\.db cannot be used"):
+        run(tmp_path)
+
+
+def test_folder_with_signs_of_an_address_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "what? 100%23 #1"
+    folder.mkdir()
+    run(folder, num_trials=1)
+    assert (folder / "sweep.db").is_file()
+
+
+def test_table_has_the_best_trial_first_and_diverged_ones_last(capsys: pytest.CaptureFixture[str]) -> None:
+    trials = tuple(
+        Trial(number=number, loss=loss, hyper_parameters=FINE_TUNING)
+        for number, loss in enumerate([3.5, None, 2.25, 123.4])
+    )
+    print_sweep(SweepResult(best=trials[2], trials=trials))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["2", "2.250"],
+        ["0", "3.500"],
+        ["3", "123.400"],
+        ["1", "diverged"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_records_are_plain_json_values(tmp_path: Path) -> None:
+    records = run(tmp_path, num_trials=2).records()
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+    assert records[0]["hyper_parameters"]["learning_rate"] == FINE_TUNING.learning_rate
+
+
+def test_sweep_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, num_trials=3)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,1 @@
+"""What is written about a trained model: records, card, pictures."""

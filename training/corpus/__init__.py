@@ -1,0 +1,1 @@
+"""Tweets cleaned, counted, stored, split, and laid out as blocks of token ids."""

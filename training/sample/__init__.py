@@ -1,0 +1,1 @@
+"""The invented account whose tweets the demo trains on."""

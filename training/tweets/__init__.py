@@ -1,0 +1,1 @@
+"""Files and archives of any format, read into tweets one at a time."""

@@ -1,0 +1,189 @@
+"""Reads the tweets of one person out of files of every known format, one at a time.
+
+A format is told by what a file holds, never by its name. What is worth keeping is decided in `cleaning`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training.errors import (
+    EmptyTweetArchiveError,
+    NotATweetArchiveError,
+    NotTheirTweetsError,
+)
+from training.tweets.archive_files import ArchiveFile, open_files, read_members
+from training.tweets.json_stream import ASSIGNMENT, MAX_VALUE_BYTES, STREAMED_LISTS, JsonValues
+from training.tweets.line_files import EXPECTED, csv_delimiter, csv_records, text_records
+from training.tweets.post_records import (
+    activity_author,
+    bluesky_records,
+    is_activity,
+    read_activity,
+    read_bluesky,
+)
+from training.tweets.tweet_records import Record, RecordError, Tweet, author_of, read_tweet, unwrap
+
+__all__ = ["Account", "Tweet", "read_account", "read_tweets"]
+
+MAX_ACCOUNT_BYTES = 1 << 20
+_JSON = re.compile(r"""\[\s*(?:[\[\]{"]|-?\d|$)|\{\s*(?:["}]|$)|""" + ASSIGNMENT.pattern)
+_ACCOUNT_FILES = re.compile(r"(?:^|/)(?:account\.js|user_details\.js|actor\.json)$")
+_BEFORE_OBJECT = re.compile(r"^[^{]*\{", re.DOTALL)
+
+
+class Account(NamedTuple):
+    """Whose archive it is: user name without `@`, and display name, None where it is not told."""
+
+    handle: str
+    name: str | None
+
+
+def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator[Tweet]:
+    """Read the tweets of one person from files that may be of any length, in file order.
+
+    A tweet that stands in several files comes several times. What a file holds beside posts (likes, follows)
+    and notes that were not public are left out.
+
+    Args:
+        paths: files, zips or folders of archives, each of any known format.
+        handle: whose tweets they are, in any case of letters; those that name another author are left out.
+
+    Raises:
+        MissingTweetFileError: a file does not exist or cannot be opened.
+        NotATweetArchiveError: a file has none of the formats, or is broken.
+        NotTheirTweetsError: at the end, where tweets were read and all of them name other authors.
+        EmptyTweetArchiveError: at the end, where no file holds a tweet.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "any-name")
+    ...     _ = path.write_text('window.YTD.tweets.part0 = [{"tweet": {"id": "7", "text": "RT @a: hi"}}]')
+    ...     list(read_tweets([path]))
+    [Tweet(text='RT @a: hi', is_retweet=True, id='7', is_reply=False, year=None)]
+    """
+    wanted = None if handle is None else handle.lstrip("@").lower()
+    is_theirs: dict[str, bool] = {}
+    num_tweets = 0
+    for path in paths:
+        for file in open_files(path):
+            for tweet, author in _read_file(file):
+                if wanted is not None and author is not None:
+                    theirs = is_theirs.get(author)
+                    if theirs is None:
+                        # A Bluesky handle is a domain, and only its first part can be a handle here.
+                        theirs = wanted in (author.lower(), author.lower().partition(".")[0])
+                        is_theirs[author] = theirs
+                    if not theirs:
+                        continue
+                num_tweets += 1
+                yield tweet
+    if num_tweets == 0:
+        names = ", ".join(map(str, paths))
+        if is_theirs:
+            others = sorted(is_theirs)
+            listed = ", ".join(f"@{other[:50]}" for other in others[:3]) + (", …" if len(others) > 3 else "")
+            raise NotTheirTweetsError(f"{names}: holds no tweets of @{wanted}; found those of {listed}")
+        raise EmptyTweetArchiveError(f"{names}: holds no tweets")
+
+
+def read_account(path: Path) -> Account | None:
+    """Read whose archive it is, from an archive's zip or folder; None for other files, and where none tells.
+
+    Raises:
+        MissingTweetFileError: the file does not exist or cannot be opened.
+        NotATweetArchiveError: the zip is broken, or the file that tells it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "account.js")
+    ...     account = '{"account": {"username": "goose", "accountDisplayName": "Goose"}}'
+    ...     _ = path.write_text(f"window.YTD.account.part0 = [{account}]")
+    ...     read_account(Path(folder))
+    Account(handle='goose', name='Goose')
+    """
+    for content in read_members(path, _ACCOUNT_FILES, MAX_ACCOUNT_BYTES):
+        try:
+            text = content.decode("utf-8-sig")
+            start = _BEFORE_OBJECT.match(text)
+            record, _ = json.JSONDecoder().raw_decode(text, start.end() - 1 if start else 0)
+        except (ValueError, RecursionError) as error:
+            raise NotATweetArchiveError(f"{path}: its account file is broken ({error})") from error
+        if isinstance(record, dict):
+            record = record.get("account", record)
+        if isinstance(record, dict):
+            handle = _first_text(record, ("username", "screen_name", "preferredUsername"))
+            if handle:
+                return Account(handle, _first_text(record, ("accountDisplayName", "full_name", "name")))
+    return None
+
+
+def _first_text(record: dict[str, Any], fields: Sequence[str]) -> str | None:
+    return next(
+        (record[field] for field in fields if isinstance(record.get(field), str) and record[field]), None
+    )
+
+
+def _read_file(file: ArchiveFile) -> Iterator[tuple[Tweet, str | None]]:
+    start = next(file.chunks, b"")
+    while not start.strip() and len(start) < MAX_VALUE_BYTES and (chunk := next(file.chunks, b"")):
+        start += chunk
+    chunks = chain([start], file.chunks)
+    beginning = start.lstrip()[:4096].decode(errors="ignore")
+    if not beginning:
+        raise NotATweetArchiveError(f"{file.name}: expected {EXPECTED}; found an empty file")
+    if _JSON.match(beginning):
+        yield from _read_json(JsonValues(chunks, file.name))
+        return
+    delimiter = csv_delimiter(start[: start.find(b"\n") + 1 or None], file.name)
+    if delimiter is None:
+        records = text_records(chunks, file.name)
+    else:
+        records = csv_records(chunks, file.name, delimiter)
+    for line, record in records:
+        yield _checked(record, file.name, line)
+
+
+def _checked(record: Record, name: str, line: int) -> tuple[Tweet, str | None]:
+    try:
+        return read_tweet(record), author_of(record)
+    except RecordError as error:
+        raise NotATweetArchiveError(f"{name}: line {line}: {error}") from error
+
+
+def _read_json(values: JsonValues) -> Iterator[tuple[Tweet, str | None]]:
+    for value in values:
+        try:
+            # The two formats that archives have are told first: there may be millions of them.
+            record = value.get("tweet", value) if type(value) is dict else None
+            if type(record) is dict and "full_text" in record:
+                yield read_tweet(record), author_of(record)
+            else:
+                yield from _read_value(value)
+        except RecordError as error:
+            raise NotATweetArchiveError(f"{values.name}: line {values.line}: {error}") from error
+
+
+def _read_value(value: object) -> Iterator[tuple[Tweet, str | None]]:
+    if type(value) is dict:
+        if is_activity(value):
+            if note := read_activity(value):
+                yield note, activity_author(value)
+            return
+        for field in STREAMED_LISTS:  # in a line of its own, not the file's first object
+            if isinstance(elements := value.get(field), list):
+                for element in elements:
+                    yield from _read_value(element)
+                return
+        if (records := bluesky_records(value)) is not None:
+            for record in records:
+                if post := read_bluesky(record):
+                    yield post, author_of(record)
+            return
+    for tweet in unwrap(value):
+        yield read_tweet(tweet), author_of(tweet)
