@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
-from hgt_infer.engine.engine import DeviceWorker, Engine
+from hgt_infer.engine.device_worker import DeviceWorker
+from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.output_text import OutputText
 from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.engine.sequence import Request, SequenceParams

@@ -1,6 +1,6 @@
 """Sample text from fine-tuned GPT-2 checkpoints, fast, on a CPU and, as an experiment, on CUDA."""
 
-from hgt_infer.engine.stats import Histogram, Percentiles, Stats
+from hgt_infer.engine.stats import Histogram, Stats
 from hgt_infer.errors import (
     DeviceMemoryError,
     DeviceUnavailableError,
@@ -31,7 +31,6 @@ __all__ = [
     "ModelFormatError",
     "ModelNotFoundError",
     "ParameterError",
-    "Percentiles",
     "PromptError",
     "QueueFullError",
     "SamplingParams",

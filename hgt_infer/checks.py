@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hgt_infer.errors import ParameterError
 
 MAX_INTEGER = 2**31 - 1
 """Largest setting that is a number of tokens, or a token id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that an argument may be.
+
+    Attributes:
+        low: the smallest one.
+        high: the largest one; None for no limit.
+        is_open: low itself is outside.
+
+    >>> print(Range(0, 1, is_open=True)), print(Range(0))
+    a number in (0, 1]
+    a finite number >= 0
+    (None, None)
+    """
+
+    low: float
+    high: float | None = None
+    is_open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = self.low < number if self.is_open else self.low <= number
+        return above and (self.high is None or number <= self.high)
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"a finite number {'>' if self.is_open else '>='} {self.low:g}"
+        return f"a number in {'(' if self.is_open else '['}{self.low:g}, {self.high:g}]"
 
 
 def check_int(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
@@ -21,11 +50,11 @@ def check_int(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
     return number
 
 
-def check_number(name: str, value: Any, allowed: str, is_allowed: Callable[[float], bool]) -> float:
-    """Return value as a float; raise ParameterError unless it is a finite number that is_allowed takes."""
+def check_number(name: str, value: Any, allowed: Range) -> float:
+    """Return value as a float; raise ParameterError unless it is a finite number within the range."""
     number = as_float(value)
-    if number is None or not math.isfinite(number) or not is_allowed(number):
-        raise parameter_error(name, allowed, value)
+    if number is None or not math.isfinite(number) or number not in allowed:
+        raise parameter_error(name, str(allowed), value)
     return number
 
 

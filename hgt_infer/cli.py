@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from hgt_infer.artifact.folder import CONFIG_FILE, read_artifact, verify_hashes
 from hgt_infer.errors import HgtInferError, ParameterError
 from hgt_infer.generator import Generator
 from hgt_infer.outputs import GenerationOutput
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.sampling_params import SamplingParams, Setting, sampling_settings
 
 API_KEYS = "HGT_INFER_API_KEYS"
 
@@ -34,8 +36,47 @@ SlotsOption = Annotated[
     typer.Option(help="Sequences at once on a device. [default: what suits it]", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-OWN = "[default: the checkpoint's, else off]"
-"""Of a setting of sampling."""
+NOT_OPTIONS = (
+    *("logit_bias", "allowed_token_ids", "bad_words", "stop_token_ids", "logits_processor"),
+    *("logprobs", "prompt_logprobs"),
+)
+"""Settings of sampling that a command line cannot hold, or whose results it does not show."""
+
+
+def takes_sampling_params(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each setting of sampling; it gets them all as `params`."""
+    settings = [setting for name, setting in sampling_settings().items() if name not in NOT_OPTIONS]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        own = {setting.name: given.pop(setting.name) for setting in settings}
+        command(**given, params=SamplingParams(**{**own, "stop": own["stop"] or None}))
+
+    others = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [one for one in others if one.name != "params"]
+    arguments = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
+    options = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
+    run.__signature__ = inspect.Signature([*arguments, *map(_option, settings), *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {}
+    return run
+
+
+def _option(setting: Setting) -> inspect.Parameter:
+    """A setting of sampling as typer takes an option."""
+    names = [f"--{setting.name.replace('_', '-')}", *(["-n"] if setting.name == "n" else [])]
+    kind, metavar = setting.type, None
+    if setting.name == "stop":
+        kind, metavar = list[str] | None, "TEXT"
+    elif setting.default is None:
+        kind |= None
+    description = setting.description[:1].upper() + setting.description[1:]
+    option = typer.Option(*names, help=description, metavar=metavar, show_default=setting.name == "n")
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=setting.default,
+        annotation=Annotated[kind, option],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,28 +115,15 @@ def _start(
 
 
 @app.command()
+@takes_sampling_params
 def generate(
     model: ModelArgument,
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Texts to go on from; none: the lines of standard input.")
     ] = None,
+    *,
+    params: SamplingParams,
     file: Annotated[Path | None, typer.Option(help="A file with a prompt in each line.")] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Samples of each prompt.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
-    min_tokens: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    top_k: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
-    top_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    min_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    typical_p: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    presence_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(help=OWN, show_default=False)] = None,
-    no_repeat_ngram_size: Annotated[int | None, typer.Option(help=OWN, show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes samples repeatable.", show_default=False)] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End a sample here; may be repeated.")
-    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the text as it comes: one prompt, -n 1.")
     ] = False,
@@ -106,10 +134,7 @@ def generate(
     precision: PrecisionOption = "auto",
     num_slots: SlotsOption = None,
 ) -> None:
-    """Sample texts for prompts."""
-    given: dict[str, Any] = {**locals(), "stop": stop or None}
-    names = [field.name for field in dataclasses.fields(SamplingParams) if field.name in given]
-    params = SamplingParams(**{name: given[name] for name in names})
+    """Sample texts for prompts. What is not given is the checkpoint's own setting."""
     if prompts and file is not None:
         raise ParameterError("prompts come as arguments or out of --file, not both")
     if stream and (len(prompts or ()) != 1 or params.n > 1 or as_json):

@@ -8,24 +8,24 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
-from dataclasses import replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from tqdm import tqdm
 
-from hgt_infer.artifact.tokenizer import Tokenizer, clean_up_tokenization
+from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.checks import check_bool, check_int, shown
 from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.sequence import Sequence
-from hgt_infer.engine.stats import Histogram, Stats
+from hgt_infer.engine.stats import Stats
 from hgt_infer.errors import ParameterError
 from hgt_infer.opening import open_model
-from hgt_infer.outputs import Completion, Delta, GenerationOutput, Score
-from hgt_infer.requests.prompts import Params, PromptReader, checked_params
+from hgt_infer.outputs import Delta, GenerationOutput, Score
+from hgt_infer.pipeline import PipelineOptions, run_pipeline
+from hgt_infer.requests.prompts import Params, PromptReader
 from hgt_infer.requests.scoring import score_texts
-from hgt_infer.requests.submission import PromptGroup, async_events, deltas, run_groups
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.requests.submission import PromptGroup, async_events, deltas, run_all, run_groups
+from hgt_infer.sampling_params import SamplingParams, checked_params
 
 DEFAULT_MAX_QUEUED_SEQUENCES = 4096
 MAX_QUEUED_SEQUENCES = 1_000_000
@@ -106,9 +106,7 @@ class Generator:
             vocab_size=artifact.config.vocab_size,
             max_length=self._max_length,
         )
-        # Enough to refill every slot at once while the calling thread takes what has ended.
         self._engine = Engine(opened.workers, max_queued_sequences=max_queued_sequences)
-        self._max_in_flight = 4 * self._engine.num_slots
         self._finalizer = weakref.finalize(self, self._engine.close)
 
     def __repr__(self) -> str:
@@ -118,78 +116,24 @@ class Generator:
             f"num_slots={self.num_slots}, max_length={self._max_length}{state})"
         )
 
-    def __call__(
-        self,
-        prompts: str | Seq[str],
-        *,
-        num_return_sequences: int = 1,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_length: int | None = None,
-        min_p: float | None = None,
-        typical_p: float | None = None,
-        repetition_penalty: float | None = None,
-        no_repeat_ngram_size: int | None = None,
-        return_full_text: bool = True,
-        seed: int | None = None,
-    ) -> list[Any]:
+    def __call__(self, prompts: str | Seq[str], **options: Unpack[PipelineOptions]) -> list[Any]:
         """Generate as transformers' text-generation pipeline does, with its names and its text.
 
         Args:
             prompts: one text, or a list of them.
-            num_return_sequences: samples of each prompt, 1 … 16,384.
-            max_new_tokens: most tokens to generate, ≥ 1; wins over max_length.
-            max_length: most tokens of prompt and output, ≥ 1; the checkpoint's prefix is not counted.
-            do_sample: False takes the likeliest token each time; None is the checkpoint's default.
-            min_length: the text does not end before this many tokens of prompt and output, ≥ 0.
-            temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size: as in
-                SamplingParams; None is the checkpoint's default.
-            return_full_text: whether generated_text begins with the prompt.
-            seed: as in SamplingParams.
+            options: see PipelineOptions; num_return_sequences, max_new_tokens, do_sample, top_k, … as there.
 
         Returns:
             For a text [{"generated_text": …}, …], num_return_sequences long; for a list one such list each.
 
         Raises:
-            TypeError: an option that is not listed here.
+            TypeError: an option that PipelineOptions does not have.
             ParameterError, PromptError: see `generate`.
+
+        Example:
+            generator("My dream is", num_return_sequences=5)
         """
-        check_bool("return_full_text", return_full_text)
-        check_int("num_return_sequences", num_return_sequences, 1)
-        defaults, prefix_length = self._reader.defaults, self._reader.prefix_length
-        if max_length is not None:
-            check_int("max_length", max_length, 1)
-            defaults = replace(defaults, max_length=max_length + prefix_length, max_new_tokens=None)
-        if min_length is not None:
-            check_int("min_length", min_length, 0)
-            defaults = replace(defaults, min_length=min_length + prefix_length, min_new_tokens=None)
-        if do_sample is not None:
-            check_bool("do_sample", do_sample)
-            defaults = replace(defaults, do_sample=do_sample, temperature=defaults.temperature or 1.0)
-        if max_new_tokens is not None:
-            check_int("max_new_tokens", max_new_tokens, 1)
-        params = SamplingParams(
-            n=num_return_sequences,
-            temperature=temperature if defaults.do_sample else 0.0,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            repetition_penalty=repetition_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            max_tokens=max_new_tokens,
-            seed=seed,
-        )
-        outputs = self._generate(self._reader.groups(prompts, params, defaults), progress=False)
-        records = [
-            [{"generated_text": self._pipeline_text(output, c, return_full_text)} for c in output.completions]
-            for output in outputs
-        ]
-        return records[0] if isinstance(prompts, str) else records
+        return run_pipeline(self._reader, self._engine, prompts, options)
 
     def generate(
         self, prompts: str | Seq[str], params: Params = None, *, progress: bool = False
@@ -215,7 +159,10 @@ class Generator:
             outputs[0].completions[0].text
         """
         check_bool("progress", progress)
-        return self._generate(self._reader.groups(prompts, params), progress=progress)
+        groups = self._reader.groups(prompts, params)
+        total = sum(group.num_samples for group in groups)
+        with tqdm(total=total, unit="sample", disable=not progress) as bar:
+            return run_all(self._engine, groups, on_finish=bar.update)
 
     def generate_iterable(
         self,
@@ -250,8 +197,15 @@ class Generator:
             raise ParameterError(f"prompts must be an iterable of strings; got {shown(prompts)}")
         checked = checked_params(params)
         groups = (self._reader.group(index, prompt, checked) for index, prompt in enumerate(prompts))
-        done = self._run(groups, in_order=in_order, progress=progress)
-        return (group.output() for group in done)
+        return self._outputs(groups, in_order=in_order, progress=progress)
+
+    def _outputs(
+        self, groups: Iterable[PromptGroup], *, in_order: bool, progress: bool
+    ) -> Iterator[GenerationOutput]:
+        """A method: the iterator keeps its generator."""
+        with tqdm(unit="sample", disable=not progress) as bar:
+            for group in run_groups(self._engine, groups, in_order=in_order, on_finish=bar.update):
+                yield group.output()
 
     def stream(self, prompts: str | Seq[str], params: Params = None) -> Iterator[Delta]:
         """Generate, and give out the text as it comes; several samples come interleaved.
@@ -335,13 +289,7 @@ class Generator:
         scored = self._reader.scored_texts(texts)
         scores: list[Any] = [None] * len(scored)
         with tqdm(total=len(scored), unit="text", disable=not progress) as bar:
-            for index, score in score_texts(
-                self._engine,
-                scored,
-                max_length=self._max_length,
-                stride=stride,
-                max_in_flight=self._max_in_flight,
-            ):
+            for index, score in score_texts(self._engine, scored, max_length=self._max_length, stride=stride):
                 scores[index] = score
                 bar.update()
         return scores
@@ -357,10 +305,6 @@ class Generator:
     def stats(self) -> Stats:
         """Return counts and times since the generator was made: see Stats."""
         return self._engine.stats()
-
-    def histograms(self) -> dict[str, Histogram]:
-        """Return the times behind Stats' percentiles: `time_to_first_token` and `inter_token`."""
-        return self._engine.histograms()
 
     @property
     def num_slots(self) -> int:
@@ -399,31 +343,3 @@ class Generator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _generate(self, groups: list[PromptGroup], *, progress: bool) -> list[GenerationOutput]:
-        total = sum(group.num_samples for group in groups)
-        for _ in self._run(groups, total=total, in_order=False, progress=progress):
-            pass
-        return [group.output() for group in groups]
-
-    def _run(
-        self, groups: Iterable[PromptGroup], *, total: int | None = None, in_order: bool, progress: bool
-    ) -> Iterator[PromptGroup]:
-        """Yield each group as it is done; see run_groups. total: samples of all, where that is known."""
-        with tqdm(total=total, unit="sample", disable=not progress) as bar:
-            yield from run_groups(
-                self._engine,
-                groups,
-                max_in_flight=self._max_in_flight,
-                in_order=in_order,
-                on_finish=bar.update,
-            )
-
-    def _pipeline_text(self, output: GenerationOutput, completion: Completion, full: bool) -> str:
-        """transformers cleans up the decoded whole and cuts the decoded prompt off by its length."""
-        whole, prompt = (
-            clean_up_tokenization(self._tokenizer.decode(token_ids))
-            for token_ids in (output.prompt_token_ids + completion.token_ids, output.prompt_token_ids)
-        )
-        generated = whole[len(prompt) :]
-        return output.prompt + generated if full else generated

@@ -15,8 +15,9 @@ from hgt_infer.cuda.device import CudaDevice
 from hgt_infer.cuda.runner import CapturedRunner
 from hgt_infer.cuda.runtime import count_cuda_devices
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
-from hgt_infer.engine.engine import DeviceWorker
-from hgt_infer.engine.scheduler import Scheduler, WaitingQueue
+from hgt_infer.engine.device_worker import DeviceWorker
+from hgt_infer.engine.scheduler import Scheduler
+from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.errors import DeviceUnavailableError, ParameterError
 from hgt_infer.loading import load_artifact
 from hgt_infer.runtime.cpu_features import check_int8

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hgt_infer.checks import (
     MAX_INTEGER,
+    Range,
     as_float,
     as_int,
     check_bool,
     check_int,
     check_number,
     parameter_error,
+    shown,
 )
 from hgt_infer.errors import ParameterError
 
@@ -30,27 +35,9 @@ MAX_TOKEN_IDS = 1 << 18  # more than any GPT-2's vocabulary
 MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS = 16, 256
 MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS = 1_024, 256
 
-_INTEGERS = {
-    "top_k": (0, MAX_INTEGER),
-    "no_repeat_ngram_size": (0, MAX_INTEGER),
-    "max_tokens": (1, MAX_INTEGER),
-    "min_tokens": (0, MAX_INTEGER),
-    "seed": (0, 2**64 - 1),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-}
-_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("a finite number >= 0", lambda x: x >= 0),
-    "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
-    "min_p": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
-    "typical_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
-    "repetition_penalty": (
-        f"a number in [{MIN_REPETITION_PENALTY}, {MAX_REPETITION_PENALTY:g}]",
-        lambda x: MIN_REPETITION_PENALTY <= x <= MAX_REPETITION_PENALTY,
-    ),
-    "presence_penalty": ("a number in [-2, 2]", lambda x: -2 <= x <= 2),
-    "frequency_penalty": ("a number in [-2, 2]", lambda x: -2 <= x <= 2),
-}
+Count = Annotated[int | None, Range(0, MAX_INTEGER)]
+Penalty = Annotated[float | None, Range(-2, 2)]
+Probability = Annotated[float | None, Range(0, 1, is_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +55,13 @@ class SamplingParams:
 
     Filters, in the order in which they are applied, transformers' own:
         logit_bias: token id → number in -100 … 100 that is added to its logit; at most 262,144 ids.
-        presence_penalty: -2 … 2, subtracted from the logit of each token that was generated before.
-        frequency_penalty: -2 … 2, subtracted once for each time that a token was generated before.
+        presence_penalty: subtracted from the logit of each token that was generated before, -2 … 2.
+        frequency_penalty: subtracted once for each time that a token was generated before, -2 … 2.
         allowed_token_ids: the only tokens that may be sampled, 1 … 262,144 ids.
-        repetition_penalty: 0.001 … 1,000. The logit of each token in prompt and output is divided by it, a
-            negative one multiplied (Keskar et al., "CTRL", 2019); 1 is off.
-        no_repeat_ngram_size: this many tokens in a row do not occur twice in prompt and output; 0 is off.
+        repetition_penalty: divides the logit of each token in prompt and output, a negative one is
+            multiplied, 0.001 … 1,000; 1 is off (Keskar et al., "CTRL", 2019).
+        no_repeat_ngram_size: this many tokens in a row do not occur twice in prompt and output, ≥ 0; 0 is
+            off.
         bad_words: texts that are not sampled, alone or after a space, in the tokens that they are encoded
             to; at most 1,024 of at most 256 characters.
         min_tokens: no end-of-text, stop token or stop string before this many tokens, ≥ 0.
@@ -81,8 +69,8 @@ class SamplingParams:
             the logits so far (float32 array [V], f's own), returns a float array [V] without NaN and
             +infinity. It runs on the engine's thread, where everybody waits for it. An exception in it ends
             its own request.
-        temperature: divides the logits, ≥ 0; below 1e-5 is greedy, whatever the settings below say.
-        top_k: keep the k likeliest tokens (and ties with the last of them); 0 is off.
+        temperature: divides the logits, ≥ 0; below 1e-5 is greedy, whatever the filters after it say.
+        top_k: keep the k likeliest tokens (and ties with the last of them), ≥ 0; 0 is off.
         top_p: keep the smallest set of likeliest tokens whose mass reaches top_p, in (0, 1]; 1 is off.
         min_p: keep the tokens that are at least min_p times as likely as the likeliest, 0 … 1; 0 is off.
         typical_p: keep the smallest set of tokens nearest to the entropy whose mass reaches typical_p, in
@@ -99,13 +87,13 @@ class SamplingParams:
         ignore_eos: whether end-of-text ends nothing.
 
     Random numbers:
-        seed: 0 … 2**64 - 1. The same prompt, settings and seed give the same tokens, alone or in
-            company. None draws one, which the output states.
+        seed: makes samples repeatable, 0 … 2**64 - 1: the same prompt, settings and seed give the same
+            tokens, alone or in company. None draws one, which the output states.
 
     What is reported:
         logprobs: the log-probability of each sampled token, and of this many of the likeliest ones at its
             position, 0 … 20. They are the model's own, before any filter and temperature.
-        prompt_logprobs: the same of the prompt's tokens.
+        prompt_logprobs: the same of the prompt's tokens, 0 … 20.
 
     Raises:
         ParameterError: a value outside its range, or a pair that contradicts itself.
@@ -118,44 +106,45 @@ class SamplingParams:
     hgt_infer.errors.ParameterError: temperature must be a finite number >= 0; got -1
     """
 
-    n: int = 1
-    best_of: int | None = None
-    max_tokens: int | None = None
+    n: Annotated[int, Range(1, MAX_SAMPLES)] = 1
+    best_of: Annotated[int | None, Range(1, MAX_SAMPLES)] = None
+    max_tokens: Annotated[int | None, Range(1, MAX_INTEGER)] = None
     logit_bias: Mapping[int, float] | Collection[tuple[int, float]] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     allowed_token_ids: Collection[int] | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
+    repetition_penalty: Annotated[float | None, Range(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)] = None
+    no_repeat_ngram_size: Count = None
     bad_words: Seq[str] | None = None
-    min_tokens: int | None = None
+    min_tokens: Count = None
     logits_processor: Callable[[list[int], Any], Any] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
+    temperature: Annotated[float | None, Range(0)] = None
+    top_k: Count = None
+    top_p: Probability = None
+    min_p: Annotated[float | None, Range(0, 1)] = None
+    typical_p: Probability = None
     stop: str | Seq[str] | None = None
     stop_token_ids: Collection[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    seed: Annotated[int | None, Range(0, 2**64 - 1)] = None
+    logprobs: Annotated[int | None, Range(0, MAX_LOGPROBS)] = None
+    prompt_logprobs: Annotated[int | None, Range(0, MAX_LOGPROBS)] = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        put("n", check_int("n", self.n, 1, MAX_SAMPLES))
+        for name, (is_integer, allowed) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name != "n":
+                continue
+            if is_integer:
+                put(name, check_int(name, value, int(allowed.low), int(allowed.high or 0)))
+            else:
+                put(name, check_number(name, value, allowed))
         if self.best_of is not None:
-            put("best_of", check_int("best_of", self.best_of, self.n, MAX_SAMPLES))
-        for name, (low, high) in _INTEGERS.items():
-            if getattr(self, name) is not None:
-                put(name, check_int(name, getattr(self, name), low, high))
-        for name, (allowed, is_allowed) in _NUMBERS.items():
-            if getattr(self, name) is not None:
-                put(name, check_number(name, getattr(self, name), allowed, is_allowed))
+            check_int("best_of", self.best_of, self.n, MAX_SAMPLES)
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
@@ -171,13 +160,73 @@ class SamplingParams:
             put("logit_bias", _logit_bias(self.logit_bias))
         if self.stop is not None:
             stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-            allowed = "a string or a sequence of at most"
-            put("stop", _strings("stop", stop, allowed, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS))
+            what = "a string or a sequence of at most"
+            put("stop", _strings("stop", stop, what, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS))
         if self.bad_words is not None:
-            words, allowed = self.bad_words, "a sequence of at most"
-            put("bad_words", _strings("bad_words", words, allowed, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS))
+            words, what = self.bad_words, "a sequence of at most"
+            put("bad_words", _strings("bad_words", words, what, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS))
         if self.logits_processor is not None and not callable(self.logits_processor):
             raise parameter_error("logits_processor", "callable", self.logits_processor)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A field of SamplingParams, as other interfaces than Python's need it.
+
+    Attributes:
+        name: of the field.
+        type: of its values, None not among them where it is a number.
+        allowed: the range of a number; None for others.
+        default: None leaves the setting to the checkpoint, or switches it off.
+        description: what the docstring of SamplingParams says of it, in one line.
+    """
+
+    name: str
+    type: Any
+    allowed: Range | None
+    default: Any
+    description: str
+
+
+@cache
+def sampling_settings() -> dict[str, Setting]:
+    """The fields of SamplingParams by their names.
+
+    >>> setting = sampling_settings()["min_p"]
+    >>> setting.type, setting.allowed, setting.default
+    (<class 'float'>, Range(low=0, high=1, is_open=False), None)
+    >>> setting.description
+    'keep the tokens that are at least min_p times as likely as the likeliest, 0 … 1; 0 is off.'
+    """
+    described = re.findall(
+        r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(SamplingParams) or "", re.MULTILINE
+    )
+    descriptions = {name: " ".join(text.split()) for name, text in described}
+    found = {}
+    hints = get_type_hints(SamplingParams, include_extras=True)
+    for field in fields(SamplingParams):
+        hint, allowed = hints[field.name], None
+        if get_origin(hint) is Annotated:
+            hint, allowed = get_args(hint)
+            hint = float if float in get_args(hint) else int
+        found[field.name] = Setting(
+            field.name, hint, allowed, field.default, descriptions.get(field.name, "")
+        )
+    return found
+
+
+_RANGES = {
+    name: (setting.type is int, setting.allowed)
+    for name, setting in sampling_settings().items()
+    if setting.allowed is not None
+}
+
+
+def checked_params(params: SamplingParams | None) -> SamplingParams:
+    """Return params, or the default ones for None; raise ParameterError for anything else."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ParameterError(f"params must be a SamplingParams; got {shown(params)}")
+    return params or SamplingParams()
 
 
 def _items(name: str, values: Iterable[Any], allowed: str, limit: int) -> list[Any]:

@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fake_cuda import FakeCudaDevice
 
 from hgt_infer import Generator, SamplingParams, doctor
-from hgt_infer.cli import main
+from hgt_infer.cli import NOT_OPTIONS, main
+from hgt_infer.sampling_params import sampling_settings
 
 
 def test_generate_prints_what_the_api_returns(
@@ -187,3 +189,15 @@ def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "hgt_infer", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "doctor" in done.stdout
+
+
+def test_generate_has_an_option_for_each_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["generate", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, setting in sampling_settings().items():
+        option = f"--{name.replace('_', '-')}"
+        assert (option in printed) == (name not in NOT_OPTIONS)
+        assert name in NOT_OPTIONS or setting.description[1:40] in printed

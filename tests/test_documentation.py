@@ -25,7 +25,7 @@ def test_the_readmes_examples_run(artifact: Path, capsys: pytest.CaptureFixture[
     exec("".join(blocks).replace(HUB_ID, repr(str(artifact))), {})
     output = capsys.readouterr().out
     assert output.count("My dream is") >= 5
-    assert "Percentiles(p50=" in output
+    assert "Histogram(p50=" in output
 
 
 def test_the_examples_of_the_generator_run(

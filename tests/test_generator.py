@@ -117,7 +117,7 @@ def test_the_seed_that_was_drawn_reproduces_the_output(generator: Generator) -> 
 
 
 def test_more_samples_than_slots_share_few_prefills(generator: Generator) -> None:
-    runner: Any = generator._engine._lanes[0].runner
+    runner: Any = generator._engine.workers[0].runner
     batches = []
     original = runner.launch
     runner.launch = lambda batch: batches.append(batch) or original(batch)
@@ -195,7 +195,7 @@ def test_progress_counts_samples(generator: Generator, capsys: pytest.CaptureFix
     ],
 )
 def test_bad_arguments_raise_before_anything_runs(generator: Generator, call: Any) -> None:
-    runner: Any = generator._engine._lanes[0].runner
+    runner: Any = generator._engine.workers[0].runner
     original = runner.launch
     runner.launch = lambda batch: pytest.fail("something ran")
     try:
@@ -276,7 +276,7 @@ def test_what_a_generator_tells_of_itself(artifact: Path) -> None:
         [ids] = one.encode("My dream")
         assert one.decode(ids) == "<|endoftext|>My dream"
         one.generate("a", SamplingParams(max_tokens=5, ignore_eos=True))
-        first, between = one.histograms()["time_to_first_token"], one.histograms()["inter_token"]
+        first, between = one.stats().time_to_first_token_s, one.stats().inter_token_s
     assert not one.is_alive
     assert (first.count, between.count) == (1, 4)
     assert between.cumulative[-1][1] == 4

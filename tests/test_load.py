@@ -172,9 +172,9 @@ threading.Thread(target=wait, daemon=True).start()
 while not generator.stats().running: pass
 """,
     "a stream in a cycle, which the collector finds while the engine holds its lock": """
-[lane] = generator._engine._lanes
-schedule = lane.scheduler.schedule
-lane.scheduler.schedule = lambda: (gc.collect(), schedule())[1]
+[worker] = generator._engine.workers
+schedule = worker.scheduler.schedule
+worker.scheduler.schedule = lambda: (gc.collect(), schedule())[1]
 cycle = [generator.stream("a", ENDLESS)]
 cycle.append(cycle)
 del cycle
@@ -220,8 +220,6 @@ def test_counts_add_up(artifact: Path) -> None:
         )
         assert stats.prompt_tokens == 29 + 299 + 6  # what is prefilled once, and what each sample begins with
         assert stats.generated_tokens == num_sampled
-        assert stats.time_to_first_token_s is not None
-        assert stats.inter_token_s is not None
         assert stats.time_to_first_token_s.count == 6
         assert stats.inter_token_s.count == num_sampled - 6
         assert num_sampled / 4 <= stats.steps <= num_sampled

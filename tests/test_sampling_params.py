@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from hgt_infer import ParameterError, SamplingParams
+from hgt_infer.checks import MAX_INTEGER
 from hgt_infer.sampling_params import (
     MAX_BAD_WORD_CHARACTERS,
     MAX_BAD_WORDS,
     MAX_STOP_STRING_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_TOKEN_IDS,
+    Setting,
+    sampling_settings,
 )
 
 HUGE = 10**400  # beyond float
@@ -290,3 +293,28 @@ def test_every_argument_is_documented_and_keyword_only() -> None:
         "logits_processor",
     }
     assert tested == {field.name for field in fields(SamplingParams)}
+
+
+def in_words(setting: Setting) -> str:
+    """A range as the docstring writes it."""
+    allowed = setting.allowed
+    assert allowed is not None
+    if allowed.high is None or (allowed.high == MAX_INTEGER and not allowed.is_open):
+        return f"≥ {allowed.low:g}"
+    if setting.name == "seed":
+        return "0 … 2**64 - 1"
+    low = "n" if setting.name == "best_of" else f"{allowed.low:g}"
+    return f"({low}, {allowed.high:g}]" if allowed.is_open else f"{low} … {allowed.high:,g}"
+
+
+@pytest.mark.parametrize("setting", sampling_settings().values(), ids=sampling_settings())
+def test_the_docstring_describes_every_setting_with_its_range(setting: Setting) -> None:
+    assert setting.description.endswith((".", "is off."))
+    if setting.allowed is not None:
+        assert in_words(setting) in setting.description
+
+
+def test_the_settings_are_the_fields() -> None:
+    assert [*sampling_settings()] == [field.name for field in fields(SamplingParams)]
+    defaults = {name: setting.default for name, setting in sampling_settings().items()}
+    assert defaults == {name: getattr(SamplingParams(), name) for name in defaults}

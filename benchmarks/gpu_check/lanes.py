@@ -10,7 +10,8 @@ from benchmarks.gpu_check.figures import TokenIds
 from benchmarks.gpu_check.subject import Subject
 from hgt_infer.cuda.runner import CapturedRunner
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
-from hgt_infer.engine.engine import DeviceWorker, Engine
+from hgt_infer.engine.device_worker import DeviceWorker
+from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Sequence as Sample
 from hgt_infer.engine.sequence import SequenceParams

@@ -16,8 +16,7 @@ import numpy as np
 from hgt_infer.checks import check_int
 from hgt_infer.errors import ParameterError
 from hgt_infer.generator import Generator
-from hgt_infer.requests.prompts import checked_params
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.sampling_params import SamplingParams, checked_params
 
 if TYPE_CHECKING:
     from ray.data import Dataset

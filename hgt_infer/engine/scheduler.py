@@ -1,17 +1,17 @@
-"""Scheduler: which sequence runs in which slot, and when. It moves sequences and never sees an array.
+"""Scheduler: which sequence of one device runs in which slot, and when; Batch: what a runner is told to run.
 
-WaitingQueue is what waits, shared by the schedulers of several devices; a Scheduler has one device's slots.
+It moves sequences and never sees an array.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hgt_infer.engine.cached_prompts import CachedPrompts
 from hgt_infer.engine.sequence import Request, Sequence
+from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.outputs import TokenLogprobs
 
 MAX_FED_TOKENS = 8
@@ -65,9 +65,9 @@ class BatchOutput:
     """What a run gave.
 
     Attributes:
-        new_tokens: output tokens of the sequences that are to be looked at, as many as each has grown by
-            since it was looked at last; none where a token of its prompt was computed. A runner may leave
-            out sequences as long as they can neither end nor stream.
+        new_tokens: output tokens of sequences, as many as each has grown by since it was last listed; an
+            empty list where a token of its prompt was computed. A runner may leave out sequences as long
+            as they can neither end nor stream.
         num_sampled: output tokens that the run drew, those of sequences left out included.
         num_fed: prompt tokens that a step computed.
         num_steps: how many steps the run had.
@@ -85,60 +85,12 @@ class BatchOutput:
     errors: list[tuple[Sequence, BaseException]] = field(default_factory=list)
 
 
-class WaitingQueue:
-    """Calls whose sequences wait for a slot. They take turns, a sequence each, in the order of their arrival.
-
-    A call that has had its turn goes to the end of the line while it has more; its own sequences keep
-    their order. So one that asks for 500 samples delays another by a sequence at a time, not by 500.
-
-    Attributes:
-        requests: the calls; the first one's turn is next.
-        num_waiting: their sequences.
-    """
-
-    def __init__(self) -> None:
-        self.requests: deque[Request] = deque()
-        self.num_waiting = 0
-
-    def add(self, request: Request, sequences: Collection[Sequence]) -> None:
-        """Put sequences behind those of their request; a new request goes to the end of the line."""
-        if sequences and not request.waiting:
-            self.requests.append(request)
-        for sequence in sequences:
-            sequence.request = request
-        request.waiting.extend(sequences)
-        self.num_waiting += len(sequences)
-
-    @property
-    def next(self) -> Sequence | None:
-        """The sequence whose turn it is."""
-        return self.requests[0].waiting[0] if self.requests else None
-
-    def take(self) -> Sequence:
-        """Take the sequence whose turn it is out of the line."""
-        request = self.requests.popleft()
-        sequence = request.waiting.popleft()
-        if request.waiting:
-            self.requests.append(request)
-        self.num_waiting -= 1
-        return sequence
-
-    def remove(self, request: Request) -> list[Sequence]:
-        """Take all of a request's sequences out of the line."""
-        removed = list(request.waiting)
-        if removed:
-            self.requests.remove(request)
-            request.waiting.clear()
-            self.num_waiting -= len(removed)
-        return removed
-
-
 class Scheduler:
-    """Gives the free slots of one device to the sequences of a line.
+    """Admits waiting sequences to the free slots of one device, and chooses what runs.
 
     Args:
         num_slots: sequences that run at once.
-        line: where they wait; None makes a line of its own.
+        waiting: where they wait; None makes a queue of its own.
         max_fed_tokens: longest prompt that steps compute, a token each; longer ones, and those that are
             scored, are prefilled.
         closes_gaps: whether sequences move so that those of a step occupy slots 0 … n - 1.
@@ -148,14 +100,14 @@ class Scheduler:
     def __init__(
         self,
         num_slots: int,
-        line: WaitingQueue | None = None,
+        waiting: WaitingQueue | None = None,
         *,
         max_fed_tokens: int = MAX_FED_TOKENS,
         closes_gaps: bool = True,
         shares_prefills: bool = True,
     ) -> None:
         self.num_slots = num_slots
-        self.line = WaitingQueue() if line is None else line
+        self.waiting = WaitingQueue() if waiting is None else waiting
         self._max_fed_tokens = max_fed_tokens
         self._closes_gaps = closes_gaps
         self._shares_prefills = shares_prefills
@@ -163,10 +115,8 @@ class Scheduler:
         self._free_slots = list(range(num_slots))  # a heap
         self._released: list[int] = []
         self._prefilling: list[Sequence] = []
-        # The prompt of which each slot holds all but the last token, also after its sequence has ended. Only
-        # where it was computed in the way of its length: who copies it must not see what others were asked.
-        self._cached_prompts: list[tuple[int, ...] | None] = [None] * num_slots
-        self._slots_of_prompt: dict[tuple[int, ...], dict[int, None]] = {}
+        # Only prompts that were computed in the way of their length: a copy must not depend on company.
+        self._cached_prompts = CachedPrompts(num_slots)
 
     @property
     def num_running(self) -> int:
@@ -181,25 +131,25 @@ class Scheduler:
     @property
     def has_unfinished(self) -> bool:
         """Whether a sequence waits or runs."""
-        return bool(self.line.requests) or self.num_running > 0
+        return self.num_running > 0 or self.waiting.num_waiting > 0
 
     def cancel(self, request: Request) -> list[Sequence]:
         """Forget a request's sequences and return them; their slots are free for the next schedule()."""
         running = [sequence for sequence in self.running if sequence.request is request]
         for sequence in running:
             self._free(sequence)
-        return self.line.remove(request) + running
+        return self.waiting.remove(request) + running
 
     def schedule(self) -> Batch | None:
-        """Fill the free slots, then choose what runs: new prompts by themselves, or everyone's next token.
+        """Admit waiting sequences to the free slots, then choose: a prefill, or a step of all that run.
 
-        Returns None where nothing runs: another device has taken what was in the line.
+        Returns None where nothing runs: another device has taken what was waiting.
         """
         copies: list[Copy] = []
         admitted: list[Sequence] = []
         if not self._prefilling:
-            while self._free_slots and (sequence := self.line.next) and self._enter(sequence, copies):
-                admitted.append(self.line.take())
+            while self._free_slots and (sequence := self.waiting.peek()) and self._admit(sequence, copies):
+                admitted.append(self.waiting.pop())
         if self.num_running == 0:
             return None
         released = [slot for slot in dict.fromkeys(self._released) if self._slots[slot] is None]
@@ -211,23 +161,22 @@ class Scheduler:
             self._close_gaps(copies)
         return Batch(self.running, 1, False, copies, admitted, released)
 
-    def _enter(self, sequence: Sequence, copies: list[Copy]) -> bool:
+    def _admit(self, sequence: Sequence, copies: list[Copy]) -> bool:
         """Give the lowest free slot to a sequence, or return False: it has to wait for a prefill.
 
-        It enters in one of three ways: it copies its prompt from another slot, it is fed token by token, or
-        it joins a prefill.
+        Its prompt is copied from another slot, or fed token by token, or prefilled.
         """
         slot, prompt = self._free_slots[0], sequence.prompt_token_ids
-        sources = self._slots_of_prompt.get(prompt)
+        sources = self._cached_prompts.slots_of(prompt)
         if sources and not sequence.scores_prompt:
             sequence.num_computed = len(prompt) - 1
             if slot not in sources:
-                copies.append(Copy(next(iter(sources)), slot, sequence.num_computed))
+                copies.append(Copy(sources[0], slot, sequence.num_computed))
         elif len(prompt) > self._max_fed_tokens or sequence.scores_prompt:
             if not self._joins_prefill(sequence, slot):
                 return False
             self._prefilling.append(sequence)
-        self._set_cached_prompt(slot, prompt if sequence.has_cached_prompt else None)
+        self._cached_prompts[slot] = prompt if sequence.has_cached_prompt else None
         heapq.heappop(self._free_slots)
         self._slots[slot], sequence.slot = sequence, slot
         return True
@@ -259,7 +208,7 @@ class Scheduler:
                 sequence = outside.pop()
                 source = _slot(sequence)
                 copies.append(Copy(source, target, sequence.num_computed))
-                self._set_cached_prompt(target, self._cached_prompts[source])
+                self._cached_prompts[target] = self._cached_prompts[source]
                 self._slots[source], self._slots[target] = None, sequence
                 sequence.slot = target
         self._free_slots = list(range(num_running, self.num_slots))
@@ -328,18 +277,7 @@ class Scheduler:
         """Let others copy a prompt that is computed now, unless it was prefilled only to be scored."""
         prompt = sequence.prompt_token_ids
         if len(prompt) > self._max_fed_tokens or not sequence.scores_prompt:
-            self._set_cached_prompt(_slot(sequence), prompt)
-
-    def _set_cached_prompt(self, slot: int, prompt: tuple[int, ...] | None) -> None:
-        previous = self._cached_prompts[slot]
-        if previous is not None:
-            slots = self._slots_of_prompt[previous]
-            del slots[slot]
-            if not slots:
-                del self._slots_of_prompt[previous]
-        self._cached_prompts[slot] = prompt
-        if prompt is not None:
-            self._slots_of_prompt.setdefault(prompt, {})[slot] = None
+            self._cached_prompts[_slot(sequence)] = prompt
 
 
 def _slot(sequence: Sequence) -> int:

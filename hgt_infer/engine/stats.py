@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 _MIN_S = 1e-5
@@ -19,20 +20,26 @@ _BUCKETS_PER_BOUND = 8  # of a Histogram
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    """What 50, 90 and 99 % of the times do not exceed, in seconds.
+class Histogram:
+    """How long something took, each time: percentiles, and what Prometheus makes a histogram of.
 
-    Within 5 % of the exact percentiles (nearest rank) from 10 µs to 1,000 s; what is beyond counts as these.
+    Percentiles are within 5 % of the exact ones (nearest rank) from 10 µs to 1,000 s; what is beyond counts
+    as these.
 
     Attributes:
-        p50, p90, p99: seconds.
-        count: how many times there are, ≥ 1.
+        p50, p90, p99: what 50, 90 and 99 % of the times do not exceed, in seconds; None where count is 0.
+        count: how many times there are.
+        sum_s: their sum in seconds.
+        cumulative: (bound in seconds, how many times are at most that), bounds ascending, from 10 µs to
+            1,000 s, each 2.2 times the one before.
     """
 
-    p50: float
-    p90: float
-    p99: float
+    p50: float | None
+    p90: float | None
+    p99: float | None
     count: int
+    sum_s: float
+    cumulative: tuple[tuple[float, int], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +59,8 @@ class Stats:
             looked at a few steps late; 0 on a CPU.
         occupancy: mean share of the slots that hold a sequence in a step, 0 … 1; None before the first.
         occupancy_while_waiting: the same over the steps during which a sequence waited for a slot.
-        time_to_first_token_s: from a sequence's submission to its first token; None before the first.
-        inter_token_s: between two tokens of a sequence; None before the first.
+        time_to_first_token_s: from a sequence's submission to its first token.
+        inter_token_s: between two tokens of a sequence.
     """
 
     running: int
@@ -69,24 +76,8 @@ class Stats:
     wasted_rows: int
     occupancy: float | None
     occupancy_while_waiting: float | None
-    time_to_first_token_s: Percentiles | None
-    inter_token_s: Percentiles | None
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """How many times did not exceed each of some bounds.
-
-    Attributes:
-        cumulative: (bound in seconds, how many times are at most that), bounds ascending, from 10 µs to
-            1,000 s, each 2.2 times the one before.
-        count: of all times.
-        sum_s: their sum in seconds.
-    """
-
-    cumulative: tuple[tuple[float, int], ...]
-    count: int
-    sum_s: float
+    time_to_first_token_s: Histogram
+    inter_token_s: Histogram
 
 
 class Statistics:
@@ -204,17 +195,9 @@ class Statistics:
                     if self._slots_while_waiting
                     else None
                 ),
-                time_to_first_token_s=_percentiles(self._first_token_counts),
-                inter_token_s=_percentiles(self._inter_token_counts),
+                time_to_first_token_s=_histogram(self._first_token_counts, self._first_token_sum_s),
+                inter_token_s=_histogram(self._inter_token_counts, self._inter_token_sum_s),
             )
-
-    def histograms(self) -> dict[str, Histogram]:
-        """Return those of time_to_first_token and inter_token."""
-        with self._lock:
-            return {
-                "time_to_first_token": _histogram(self._first_token_counts, self._first_token_sum_s),
-                "inter_token": _histogram(self._inter_token_counts, self._inter_token_sum_s),
-            }
 
 
 def _bucket(seconds: float) -> int:
@@ -230,20 +213,13 @@ def _histogram(counts: list[int], sum_s: float) -> Histogram:
         (_MIN_S * _RATIO ** (bucket + 1), sums[bucket])
         for bucket in range(_BUCKETS_PER_BOUND - 1, _NUM_BUCKETS, _BUCKETS_PER_BOUND)
     ]
-    return Histogram(tuple(cumulative), sums[-1], sum_s)
+    p50, p90, p99 = (_percentile(sums, percent) for percent in (50, 90, 99))
+    return Histogram(p50, p90, p99, sums[-1], sum_s, tuple(cumulative))
 
 
-def _percentiles(counts: list[int]) -> Percentiles | None:
-    count = sum(counts)
-    if count == 0:
+def _percentile(sums: list[int], percent: int) -> float | None:
+    """The middle of the first bucket up to which at least `percent` % of all times lie."""
+    if sums[-1] == 0:
         return None
-    values = []
-    bucket, num_seen = 0, counts[0]
-    for percent in (50, 90, 99):
-        rank = -(-count * percent // 100)  # ceil, in integers
-        while num_seen < rank:
-            bucket += 1
-            num_seen += counts[bucket]
-        values.append(_MIN_S * _RATIO ** (bucket + 0.5))
-    p50, p90, p99 = values
-    return Percentiles(p50, p90, p99, count)
+    rank = -(-sums[-1] * percent // 100)  # ceil, in integers
+    return _MIN_S * float(_RATIO ** (bisect_left(sums, rank) + 0.5))

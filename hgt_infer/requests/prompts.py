@@ -13,7 +13,7 @@ from hgt_infer.errors import ParameterError, PromptError
 from hgt_infer.requests.resolve import resolve
 from hgt_infer.requests.scoring import ScoredText
 from hgt_infer.requests.submission import PromptGroup
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.sampling_params import SamplingParams, checked_params
 
 Params = SamplingParams | Seq[SamplingParams] | None
 """Settings of every prompt, or of each one."""
@@ -139,13 +139,6 @@ class PromptReader:
                 raise PromptError(f"text {shown(text)} has no token to score")
             scored.append(ScoredText(text, tuple(token_ids), num_given))
         return scored
-
-
-def checked_params(params: SamplingParams | None) -> SamplingParams:
-    """Return params, or the default ones for None; raise ParameterError for anything else."""
-    if params is not None and not isinstance(params, SamplingParams):
-        raise ParameterError(f"params must be a SamplingParams; got {shown(params)}")
-    return params or SamplingParams()
 
 
 def _as_list(name: str, texts: str | Seq[str]) -> list[str]:

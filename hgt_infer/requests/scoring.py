@@ -29,7 +29,7 @@ class ScoredText:
 
 
 def score_texts(
-    engine: Engine, texts: list[ScoredText], *, max_length: int, stride: int, max_in_flight: int
+    engine: Engine, texts: list[ScoredText], *, max_length: int, stride: int
 ) -> Iterator[tuple[int, Score]]:
     """Score texts and yield (index, score) as each one is done.
 
@@ -40,7 +40,6 @@ def score_texts(
         texts: what to score.
         max_length: tokens of a window, ≥ 2.
         stride: tokens from the start of a window to that of the next, 1 … max_length - 1.
-        max_in_flight: windows that wait or run at once.
     """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index].token_ids))
     logprobs: dict[int, list[float | None]] = {}
@@ -62,7 +61,7 @@ def score_texts(
                     num_unscored=num_unscored,
                 )
 
-    for sequence in run(engine, sequences(), max_in_flight=max_in_flight):
+    for sequence in run(engine, sequences()):
         index = sequence.prompt_index
         first = sequence.sample_index + sequence.num_unscored + 1
         found = [token.logprob for token in sequence.prompt_logprobs]

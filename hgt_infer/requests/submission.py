@@ -103,14 +103,22 @@ def _mean_logprob(sequence: Sequence) -> float:
     return _cumulative_logprob(sequence) / len(sequence.logprobs)
 
 
-def run(engine: Engine, sequences: Iterator[Sequence | None], *, max_in_flight: int) -> Iterator[Sequence]:
+IN_FLIGHT_PER_SLOT = 4
+"""Sequences of a call that wait or run at once, for each slot: enough to refill all slots while the calling
+thread takes what has ended."""
+
+
+def run(
+    engine: Engine, sequences: Iterator[Sequence | None], *, max_in_flight: int | None = None
+) -> Iterator[Sequence]:
     """Run sequences and yield each one as it ends.
 
     Args:
         engine: where they run.
         sequences: taken only as there is room; None where the next one has to wait for another to end.
-        max_in_flight: sequences that wait or run at once.
+        max_in_flight: sequences that wait or run at once; None is IN_FLIGHT_PER_SLOT for each slot.
     """
+    max_in_flight = max_in_flight or IN_FLIGHT_PER_SLOT * engine.num_slots
     events: SimpleQueue[Sequence | Delta | BaseException] = SimpleQueue()
     request = Request(events.put)
     num_in_flight = 0
@@ -120,7 +128,7 @@ def run(engine: Engine, sequences: Iterator[Sequence | None], *, max_in_flight: 
             while num_in_flight + len(unsent) < max_in_flight and (sequence := next(sequences, None)):
                 unsent.append(sequence)
             if unsent:
-                num_sent = engine.feed(request, unsent)
+                num_sent = engine.submit_some(request, unsent)
                 num_in_flight += num_sent
                 del unsent[:num_sent]
             if num_in_flight == 0:
@@ -140,29 +148,28 @@ def run_groups(
     engine: Engine,
     groups: Iterable[PromptGroup],
     *,
-    max_in_flight: int,
     in_order: bool,
     on_finish: Callable[[], object] = lambda: None,
 ) -> Iterator[PromptGroup]:
-    """Run the samples of groups and yield each group once its samples have ended, with a bounded look-ahead.
+    """Run the samples of groups and yield each group once its samples have ended.
 
     Args:
         engine: where they run.
-        groups: taken only as there is room.
-        max_in_flight: samples that wait or run at once, and groups that were taken and not yielded.
+        groups: taken only as there is room: at most IN_FLIGHT_PER_SLOT for each slot before one is yielded.
         in_order: yield in the order of the groups instead of that of their ends.
         on_finish: called as each sample ends.
     """
+    max_taken = IN_FLIGHT_PER_SLOT * engine.num_slots
     taken: dict[int, PromptGroup] = {}  # and not yielded, in their order
 
     def sequences() -> Iterator[Sequence | None]:
         for group in groups:
-            while len(taken) >= max_in_flight:
+            while len(taken) >= max_taken:
                 yield None
             taken[group.index] = group
             yield from group.sequences()
 
-    for sequence in run(engine, sequences(), max_in_flight=max_in_flight):
+    for sequence in run(engine, sequences()):
         group = taken[sequence.prompt_index]
         group.finished.append(sequence)
         on_finish()
@@ -170,6 +177,15 @@ def run_groups(
             yield taken.pop(group.index)
         while in_order and taken and (first := next(iter(taken.values()))).is_finished:
             yield taken.pop(first.index)
+
+
+def run_all(
+    engine: Engine, groups: list[PromptGroup], on_finish: Callable[[], object] = lambda: None
+) -> list[GenerationOutput]:
+    """Run all samples of the groups, wait for them, and return an output for each group, in their order."""
+    for _ in run_groups(engine, groups, in_order=False, on_finish=on_finish):
+        pass
+    return [group.output() for group in groups]
 
 
 def _all_sequences(engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool) -> list[Sequence]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import hgt_infer
@@ -19,10 +18,9 @@ from hgt_infer.server.errors import ErrorBody, RequestError, install_handlers
 from hgt_infer.server.guard import Guard
 from hgt_infer.server.limits import Limits
 from hgt_infer.server.metrics import Metrics
+from hgt_infer.server.page import PAGE, STATIC_FILES, render_page
 from hgt_infer.server.schema import CompletionRequest, CompletionResponse, Health, Model, ModelList
 
-PAGE = Path(__file__).with_name("page")
-_PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _CONTENT_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
@@ -66,6 +64,7 @@ def create_app(
     limits = limits or Limits()
     metrics = Metrics(generators)
     created = int(time.time())
+    html = render_page()
     app = FastAPI(
         title="hgt_infer", version=hgt_infer.__version__, docs_url=None, redoc_url=None, responses=_COMMON
     )
@@ -124,13 +123,13 @@ def create_app(
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         headers = {"Content-Security-Policy": _CONTENT_POLICY, "X-Content-Type-Options": "nosniff"}
-        return FileResponse(PAGE / "index.html", headers=headers)
+        return HTMLResponse(html, headers=headers)
 
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:
-        if name not in _PAGE_FILES:
+        if name not in STATIC_FILES:
             raise RequestError(404, "no such page")
-        return FileResponse(PAGE / name, media_type=_PAGE_FILES[name])
+        return Response((PAGE / name).read_bytes(), media_type=STATIC_FILES[name])
 
     _describe_errors(app)
     return app

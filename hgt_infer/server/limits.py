@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from hgt_infer.checks import check_number
+from hgt_infer.checks import Range, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,4 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check_number(field.name, getattr(self, field.name), "a number > 0", lambda x: x > 0)
+            check_number(field.name, getattr(self, field.name), Range(0, is_open=True))

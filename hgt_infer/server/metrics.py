@@ -79,11 +79,10 @@ class Metrics:
         for model, generator in self._generators.items():
             slots.add_metric([model], generator.num_slots)
         yield slots
-        histograms = {model: generator.histograms() for model, generator in self._generators.items()}
         for name, what in _HISTOGRAMS.items():
             family = HistogramMetricFamily(f"hgt_infer_{name}_seconds", what, labels=["model"])
-            for model, by_name in histograms.items():
-                histogram = by_name[name]
+            for model, values in stats.items():
+                histogram = getattr(values, f"{name}_s")
                 buckets = [
                     *((f"{bound:.3g}", count) for bound, count in histogram.cumulative),
                     ("+Inf", histogram.count),

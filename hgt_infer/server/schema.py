@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from hgt_infer.sampling_params import (
-    MAX_LOGPROBS,
-    MAX_REPETITION_PENALTY,
-    MAX_SAMPLES,
-    MIN_REPETITION_PENALTY,
-    SamplingParams,
-)
+from hgt_infer.checks import MAX_INTEGER
+from hgt_infer.sampling_params import SamplingParams, Setting, sampling_settings
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
-Count = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+_JSON_TYPES: dict[str, Any] = {
+    "logit_bias": dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], float],
+    "allowed_token_ids": list[TokenId],
+    "stop_token_ids": list[TokenId],
+    "bad_words": list[str],
+    "stop": str | list[str],
+}
+"""Of settings that are neither numbers nor flags."""
+_NOT_IN_JSON = ("logits_processor", "prompt_logprobs")  # a function; what `echo` with `logprobs` asks for
+
+
+def _field(setting: Setting) -> tuple[Any, Any]:
+    """A setting of SamplingParams as pydantic takes a field: its type, its default and range."""
+    allowed = setting.allowed
+    options: dict[str, Any] = {"description": setting.description}
+    if allowed is not None:
+        options |= {"gt" if allowed.is_open else "ge": allowed.low, "le": allowed.high}
+    default = DEFAULT_MAX_TOKENS if setting.name == "max_tokens" else setting.default
+    kind = _JSON_TYPES.get(setting.name, setting.type)
+    return (kind | None if setting.default is None else kind), Field(default, **options)
+
+
+_fields: dict[str, Any] = {
+    name: _field(setting) for name, setting in sampling_settings().items() if name not in _NOT_IN_JSON
+}
+_Settings = create_model("_Settings", **_fields)
 
 
 class StreamOptions(BaseModel):
@@ -27,7 +48,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(_Settings):  # type: ignore[misc, valid-type]
     """What POST /v1/completions takes: OpenAI's parameters, and those of SamplingParams that it lacks.
 
     None of a setting of sampling is the checkpoint's default. Prompts are texts: the service has one
@@ -38,27 +59,6 @@ class CompletionRequest(BaseModel):
 
     model: str = Field(max_length=256)
     prompt: str | list[str]
-    n: int = Field(1, ge=1, le=MAX_SAMPLES)
-    best_of: int | None = Field(None, ge=1, le=MAX_SAMPLES)
-    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=1, lt=2**31)
-    min_tokens: Count | None = None
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: Count | None = None
-    min_p: float | None = Field(None, ge=0, le=1)
-    typical_p: float | None = Field(None, gt=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
-    no_repeat_ngram_size: Count | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], float] | None = None
-    bad_words: list[str] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Count] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    seed: int | None = Field(None, ge=0, lt=2**64)
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -73,7 +73,7 @@ class CompletionRequest(BaseModel):
     @property
     def max_new_tokens(self) -> int:
         """Of each sample."""
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else int(self.max_tokens)
 
     def sampling_params(self) -> SamplingParams:
         """The settings of every prompt.
@@ -81,31 +81,11 @@ class CompletionRequest(BaseModel):
         Raises:
             ParameterError: a value outside its range, or a pair that contradicts itself.
         """
-        bias = self.logit_bias
-        return SamplingParams(
-            n=self.n,
-            best_of=self.best_of,
-            max_tokens=self.max_new_tokens,
-            min_tokens=self.min_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
-            logit_bias=None if bias is None else {int(token_id): value for token_id, value in bias.items()},
-            bad_words=self.bad_words,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            seed=self.seed,
-            logprobs=self.logprobs,
-            prompt_logprobs=self.logprobs if self.echo else None,
-        )
+        given = {name: getattr(self, name) for name in _Settings.model_fields}
+        if given["logit_bias"] is not None:
+            given["logit_bias"] = {int(token_id): bias for token_id, bias in given["logit_bias"].items()}
+        given["max_tokens"] = self.max_new_tokens
+        return SamplingParams(**given, prompt_logprobs=self.logprobs if self.echo else None)
 
 
 class Logprobs(BaseModel):

@@ -179,7 +179,7 @@ def run_all(runner: Any, scheduler: Scheduler, calls: list[Call]) -> list[list[R
     for number in range(100_000):
         while waiting and calls[waiting[0]].arrival <= number:
             index = waiting.pop(0)
-            scheduler.line.add(calls[index].request, sequences[index])
+            scheduler.waiting.add(calls[index].request, sequences[index])
         for call in calls:
             if call.departure == number:
                 scheduler.cancel(call.request)
@@ -469,7 +469,7 @@ def test_a_sequence_that_ends_wastes_few_steps(
 
 
 def admit(runner: CapturedRunner, scheduler: Scheduler, *sequences: Sequence) -> Batch:
-    scheduler.line.add(Request(lambda event: None), sequences)
+    scheduler.waiting.add(Request(lambda event: None), sequences)
     batch = scheduler.schedule()
     assert batch is not None
     assert batch.admitted == list(sequences)

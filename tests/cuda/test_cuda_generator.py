@@ -139,10 +139,10 @@ def test_warming_up_leaves_nothing_to_capture(make: Make, devices: list[FakeCuda
 def test_slots_of_calls_that_needed_the_host_hold_up_nobody_afterwards(make: Make) -> None:
     generator = make()
     generator.generate("a", dataclasses.replace(SAMPLED, n=4, logprobs=1))
-    lane = generator._engine._lanes[0]
-    assert lane.runner.max_in_flight == 1
+    worker = generator._engine.workers[0]
+    assert worker.runner.max_in_flight == 1
     generator.generate("a", dataclasses.replace(SAMPLED, n=1))
-    assert lane.runner.max_in_flight == 2
+    assert worker.runner.max_in_flight == 2
 
 
 def test_steps_wasted_behind_ends_are_counted(make: Make) -> None:
@@ -195,7 +195,7 @@ def test_memory_that_is_not_there_is_said_before_anything_runs(
         make(num_slots=256)
     assert not small.cudart.device_memory
     with make(num_slots="auto") as generator:
-        assert 1 <= generator._engine._lanes[0].scheduler.num_slots < 256
+        assert 1 <= generator._engine.workers[0].scheduler.num_slots < 256
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])

@@ -19,10 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cache_model import CacheModel, sampled
 
-from hgt_infer.engine.engine import DeviceWorker, Engine
+from hgt_infer.engine.device_worker import DeviceWorker
+from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.output_text import OutputText
-from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler, WaitingQueue
+from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
+from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.errors import EngineError, QueueFullError
 from hgt_infer.outputs import Delta
 from hgt_infer.requests.submission import run
@@ -383,15 +385,15 @@ def test_any_mix_of_calls_ends_with_every_result_and_an_idle_engine(
     seed: int, num_slots: int, num_threads: int, num_devices: int, is_late: bool
 ) -> None:
     """Threads that submit, feed, cancel and give up at random over one engine."""
-    line = WaitingQueue()
-    lanes = [
+    waiting = WaitingQueue()
+    workers = [
         DeviceWorker(
             LateRunner(num_steps=1 + seed % 3) if is_late else CountingRunner(num_slots),
-            Scheduler(num_slots, line, closes_gaps=not is_late),
+            Scheduler(num_slots, waiting, closes_gaps=not is_late),
         )
         for _ in range(num_devices)
     ]
-    engine = Engine(lanes, max_queued_sequences=10)
+    engine = Engine(workers, max_queued_sequences=10)
     failures: list[BaseException] = []
 
     def work(rng: random.Random) -> None:
@@ -436,8 +438,10 @@ def test_any_mix_of_calls_ends_with_every_result_and_an_idle_engine(
 
 
 def test_devices_share_one_queue() -> None:
-    runners, line = [CountingRunner(), CountingRunner()], WaitingQueue()
-    engine = Engine([DeviceWorker(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    runners, waiting = [CountingRunner(), CountingRunner()], WaitingQueue()
+    engine = Engine(
+        [DeviceWorker(runner, Scheduler(2, waiting)) for runner in runners], max_queued_sequences=8
+    )
     for runner in runners:
         runner.gate.clear()
     _, events = submit(engine, *(make((i,)) for i in range(8)))
@@ -453,9 +457,9 @@ def test_devices_share_one_queue() -> None:
 
 
 def test_cancelling_frees_the_slots_of_every_device() -> None:
-    line = WaitingQueue()
-    lanes = [DeviceWorker(CountingRunner(), Scheduler(2, line)) for _ in range(2)]
-    engine = Engine(lanes, max_queued_sequences=8)
+    waiting = WaitingQueue()
+    workers = [DeviceWorker(CountingRunner(), Scheduler(2, waiting)) for _ in range(2)]
+    engine = Engine(workers, max_queued_sequences=8)
     endless, _ = submit(engine, *(make((i,), max_tokens=10**6) for i in range(5)))
     while engine.stats().running < 4:
         time.sleep(0.001)
@@ -468,8 +472,10 @@ def test_cancelling_frees_the_slots_of_every_device() -> None:
 
 
 def test_a_device_that_fails_ends_the_calls_of_all() -> None:
-    runners, line = [CountingRunner(), CountingRunner()], WaitingQueue()
-    engine = Engine([DeviceWorker(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    runners, waiting = [CountingRunner(), CountingRunner()], WaitingQueue()
+    engine = Engine(
+        [DeviceWorker(runner, Scheduler(2, waiting)) for runner in runners], max_queued_sequences=8
+    )
     queues = [submit(engine, make((i,), max_tokens=10**6))[1] for i in range(6)]
     while engine.stats().running < 4:
         time.sleep(0.001)
@@ -483,8 +489,10 @@ def test_a_device_that_fails_ends_the_calls_of_all() -> None:
 
 
 def test_warming_up_is_done_on_every_device_and_waited_for() -> None:
-    runners, line = [CountingRunner(), CountingRunner()], WaitingQueue()
-    engine = Engine([DeviceWorker(runner, Scheduler(2, line)) for runner in runners], max_queued_sequences=8)
+    runners, waiting = [CountingRunner(), CountingRunner()], WaitingQueue()
+    engine = Engine(
+        [DeviceWorker(runner, Scheduler(2, waiting)) for runner in runners], max_queued_sequences=8
+    )
     engine.warmup()
     assert [runner.num_warmups for runner in runners] == [1, 1]
     engine.close()
@@ -502,12 +510,12 @@ def test_a_warm_up_that_fails_is_an_error_of_its_caller(engine: Engine, runner: 
 
 
 def test_a_sequence_whose_tokens_are_seen_late_ends_where_it_should() -> None:
-    lane = DeviceWorker(LateRunner(num_steps=3), Scheduler(2, closes_gaps=False))
-    engine = Engine([lane], max_queued_sequences=8)
+    worker = DeviceWorker(LateRunner(num_steps=3), Scheduler(2, closes_gaps=False))
+    engine = Engine([worker], max_queued_sequences=8)
     sequences = [make((9,) * (1 + i % 3), max_tokens=1 + i) for i in range(12)]
     assert len(finish(engine, *sequences)) == 12
     for sequence in sequences:
         assert sequence.output_token_ids == expected_output(sequence)
-    while lane.in_flight:
+    while worker.has_work:
         time.sleep(0.001)  # what is in flight behind the last end is collected too
     engine.close()

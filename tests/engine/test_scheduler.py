@@ -17,9 +17,9 @@ from hgt_infer.engine.scheduler import (
     BatchOutput,
     Copy,
     Scheduler,
-    WaitingQueue,
 )
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
+from hgt_infer.engine.waiting_queue import WaitingQueue
 
 EOS = 99
 LONG = MAX_FED_TOKENS + 1
@@ -33,7 +33,7 @@ def make(prompt: tuple[int, ...], max_tokens: int = 3, index: int = 0, **params:
 def add(scheduler: Scheduler, *sequences: Sequence) -> Request:
     """Submit sequences as one call."""
     request = Request(lambda event: None)
-    scheduler.line.add(request, sequences)
+    scheduler.waiting.add(request, sequences)
     return request
 
 
@@ -134,7 +134,7 @@ def test_calls_take_turns_a_sequence_each() -> None:
     order = []
     while not all(single.finish_reason for single in singles):
         order += step(scheduler, 5, 5).sequences
-    # The large call was first in line, so it has the first turn, and none between the singles.
+    # The large request came first, so one sequence of it runs first, and none between the singles.
     assert [sequence.prompt_token_ids[0] for sequence in order] == [1, 10, 11, 12]
 
 
@@ -142,8 +142,8 @@ def test_a_call_that_is_given_more_sequences_keeps_its_place_in_line() -> None:
     scheduler = Scheduler(num_slots=1)
     first, second = Request(lambda event: None), Request(lambda event: None)
     for request, token_id in ((first, 1), (second, 2), (first, 3)):
-        scheduler.line.add(request, [make((token_id,), max_tokens=1)])
-    assert scheduler.line.num_waiting == 3
+        scheduler.waiting.add(request, [make((token_id,), max_tokens=1)])
+    assert scheduler.waiting.num_waiting == 3
     order = [batch.sequences[0].prompt_token_ids[0] for batch in run_to_end(scheduler)]
     assert order == [1, 2, 3]
 
@@ -295,8 +295,8 @@ def test_only_a_prompt_that_would_be_prefilled_anyway_is_copied_from_one_that_wa
 
 
 def test_two_schedulers_share_a_line() -> None:
-    line = WaitingQueue()
-    schedulers = [Scheduler(2, line), Scheduler(1, line)]
+    waiting = WaitingQueue()
+    schedulers = [Scheduler(2, waiting), Scheduler(1, waiting)]
     sequences = [make((i,), max_tokens=1) for i in range(5)]
     request = add(schedulers[0], *sequences)
     admitted = [schedule(scheduler).admitted for scheduler in schedulers]
@@ -349,7 +349,7 @@ def test_cancelling_frees_slots_for_the_next_run_and_forgets_what_waits() -> Non
     add(scheduler, other)
     step(scheduler, 5, 5)
     assert sorted(scheduler.cancel(request), key=tokens_of) == cancelled
-    assert scheduler.line.num_waiting == 0
+    assert scheduler.waiting.num_waiting == 0
     batch = schedule(scheduler)
     assert batch.sequences == [other]
     assert other.slot == 0
@@ -432,8 +432,10 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
         del pending[:arrivals]
         while alive and rng.random() < cancels:
             gone.update(scheduler.cancel(alive.pop(rng.randrange(len(alive)))))
-        assert scheduler.line.num_waiting == sum(len(request.waiting) for request in scheduler.line.requests)
-        assert all(request.waiting for request in scheduler.line.requests)
+        assert scheduler.waiting.num_waiting == sum(
+            len(request.waiting) for request in scheduler.waiting.requests
+        )
+        assert all(request.waiting for request in scheduler.waiting.requests)
         if not scheduler.has_unfinished:
             if pending:
                 continue
@@ -442,7 +444,7 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
         for sequence in batch.admitted:
             started.setdefault(id(sequence.request), []).append(sequence.sample_index)
         if not batch.is_prefill:  # a free slot beside a waiting call would be wasted
-            assert len(batch.sequences) == num_slots or not scheduler.line.requests
+            assert len(batch.sequences) == num_slots or not scheduler.waiting.requests
         cache.run(batch)
         output = sampled(batch, [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences])
         for sequence in advance(scheduler, batch, output):
@@ -450,7 +452,7 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
         slots = [s.slot for s in scheduler.running]
         assert len(slots) == len(set(slots)) == scheduler.num_running
     assert not scheduler.running
-    assert not scheduler.line.requests
+    assert not scheduler.waiting.requests
     for sequence in everyone:
         assert (sequence.finish_reason is not None) != (sequence in gone)
         assert len(sequence.output_token_ids) <= sequence.params.max_tokens

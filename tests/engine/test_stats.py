@@ -32,11 +32,13 @@ def test_percentiles_are_within_5_percent_of_the_exact_ones(times: list[tuple[fl
     every = np.repeat([gap_s for gap_s, _ in times], [count for _, count in times])
     exact = np.percentile(every, [50, 90, 99], method="inverted_cdf")
     stats = snapshot(statistics)
-    assert stats.inter_token_s == stats.time_to_first_token_s
-    assert stats.inter_token_s is not None
     found = stats.inter_token_s
     np.testing.assert_allclose([found.p50, found.p90, found.p99], exact, rtol=0.05 + 1e-9)
     assert found.count == len(every)
+    assert found.sum_s == pytest.approx(every.sum())
+    other = stats.time_to_first_token_s
+    assert (other.p50, other.p90, other.p99) == (found.p50, found.p90, found.p99)
+    assert other.cumulative == found.cumulative
     assert stats.generated_tokens == 2 * len(every)
 
 
@@ -45,7 +47,6 @@ def test_a_time_beyond_the_range_counts_as_its_end(beyond: float, limit: float) 
     statistics = Statistics()
     statistics.record_first_token(beyond)
     found = snapshot(statistics).time_to_first_token_s
-    assert found is not None
     np.testing.assert_allclose([found.p50, found.p90, found.p99], limit, rtol=0.05 + 1e-9)
 
 
@@ -54,29 +55,29 @@ def test_percentiles_of_the_two_kinds_of_times_are_apart() -> None:
     statistics.record_first_token(1.0)
     statistics.record_tokens(0.01, 5)
     stats = snapshot(statistics)
-    assert stats.time_to_first_token_s is not None
-    assert stats.inter_token_s is not None
     assert (stats.time_to_first_token_s.count, stats.inter_token_s.count) == (1, 5)
-    assert stats.time_to_first_token_s.p99 > 50 * stats.inter_token_s.p99
+    first, between = stats.time_to_first_token_s.p99, stats.inter_token_s.p99
+    assert first is not None
+    assert between is not None
+    assert first > 50 * between
 
 
 def test_without_a_record_there_is_nothing_to_tell() -> None:
     stats = Statistics().snapshot(running=2, waiting=3)
     assert (stats.running, stats.waiting) == (2, 3)
-    empty = {name: value for name, value in dataclasses.asdict(stats).items() if value is None}
-    assert list(empty) == [
-        "occupancy",
-        "occupancy_while_waiting",
-        "time_to_first_token_s",
-        "inter_token_s",
-    ]
-    assert sum(value for value in dataclasses.asdict(stats).values() if value is not None) == 5
+    assert (stats.occupancy, stats.occupancy_while_waiting) == (None, None)
+    assert stats.time_to_first_token_s == stats.inter_token_s
+    empty = stats.inter_token_s
+    assert (empty.p50, empty.p90, empty.p99, empty.count, empty.sum_s) == (None, None, None, 0, 0)
+    assert {count for _, count in empty.cumulative} == {0}
+    counts = [value for value in dataclasses.asdict(stats).values() if isinstance(value, int | float)]
+    assert sum(counts) == 5
 
 
 def test_tokens_given_to_nobody_leave_no_percentiles() -> None:
     statistics = Statistics()
     statistics.record_tokens(0.02, 0)
-    assert snapshot(statistics).inter_token_s is None
+    assert snapshot(statistics).inter_token_s.p50 is None
 
 
 def test_prefills_and_steps_add_up() -> None:
@@ -127,7 +128,7 @@ def test_a_snapshot_has_all_of_a_record_or_nothing_of_it() -> None:
     try:
         for _ in range(2000):
             stats = snapshot(statistics)
-            if stats.steps and stats.inter_token_s:
+            if stats.steps and stats.inter_token_s.count:
                 assert stats.occupancy == stats.occupancy_while_waiting == 0.75
                 assert stats.prompt_tokens == 7 * stats.steps
                 assert stats.decode_s == 0.5 * stats.steps

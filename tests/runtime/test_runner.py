@@ -10,8 +10,9 @@ import pytest
 from support.fake_cuda import FakeCudaDevice
 
 from hgt_infer.artifact.folder import Artifact, read_artifact
-from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler, WaitingQueue
+from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
+from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.runtime.device import CpuDevice, Device
 from hgt_infer.runtime.runner import ModelRunner
 from hgt_infer.sampling.host import token_logprobs
@@ -27,9 +28,9 @@ def make(prompt: tuple[int, ...], max_tokens: int = 5, index: int = 0, **setting
 
 
 def make_scheduler(*sequences: Sequence) -> Scheduler:
-    line = WaitingQueue()
-    line.add(Request(lambda event: None), sequences)
-    return Scheduler(max(4, len(sequences)), line)
+    waiting = WaitingQueue()
+    waiting.add(Request(lambda event: None), sequences)
+    return Scheduler(max(4, len(sequences)), waiting)
 
 
 def run(runner: ModelRunner, batch: Batch) -> BatchOutput:

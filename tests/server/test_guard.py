@@ -209,7 +209,7 @@ def test_what_a_service_cannot_be_made_of_is_refused(generator: Generator) -> No
         create_app({})
     with pytest.raises(ParameterError, match="key must not be empty"):
         create_app({MODEL: generator}, api_keys=[""])
-    with pytest.raises(ParameterError, match="max_body_bytes must be a number > 0; got 0"):
+    with pytest.raises(ParameterError, match="max_body_bytes must be a finite number > 0; got 0"):
         Limits(max_body_bytes=0)
 
 
