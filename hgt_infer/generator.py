@@ -22,9 +22,10 @@ from hgt_infer.errors import ParameterError
 from hgt_infer.opening import open_model
 from hgt_infer.outputs import Delta, GenerationOutput, Score
 from hgt_infer.pipeline import PipelineOptions, run_pipeline
+from hgt_infer.requests.prompt_group import PromptGroup
 from hgt_infer.requests.prompts import Params, PromptReader
 from hgt_infer.requests.scoring import score_texts
-from hgt_infer.requests.submission import PromptGroup, async_events, deltas, run_all, run_groups
+from hgt_infer.requests.submission import async_events, deltas, run_all, run_groups
 from hgt_infer.sampling_params import SamplingParams, checked_params
 
 DEFAULT_MAX_QUEUED_SEQUENCES = 4096

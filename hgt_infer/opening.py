@@ -86,14 +86,19 @@ def open_model(
     n_positions = artifact.config.n_positions
     if max_length is not None:
         check_int("max_length", max_length, 2, n_positions)
-    workers = open_workers(
-        artifact,
-        devices,
-        num_slots=asked_slots,
-        max_length=max_length or n_positions,
-        batch_invariant=batch_invariant,
-        steps_per_sync=steps_per_sync,
-    )
+    waiting = WaitingQueue()
+    workers = [
+        _open_worker(
+            artifact,
+            one,
+            waiting,
+            num_slots=asked_slots,
+            max_length=max_length or n_positions,
+            batch_invariant=batch_invariant,
+            steps_per_sync=steps_per_sync,
+        )
+        for one in devices
+    ]
     return OpenedModel(artifact, max_length or n_positions, [one.name for one in devices], workers)
 
 
@@ -175,64 +180,47 @@ def _open_best(num_threads: int) -> Device:
     return device
 
 
-def open_workers(
+def _open_worker(
     artifact: Artifact,
-    devices: Sequence[Device],
+    device: Device,
+    waiting: WaitingQueue,
     *,
     num_slots: int | None,
     max_length: int,
     batch_invariant: bool,
     steps_per_sync: int | None,
-) -> list[DeviceWorker]:
-    """Open the model on every device; the workers share one waiting queue.
-
-    Args:
-        artifact: the exported model, in the precision of the devices.
-        devices: of one kind.
-        num_slots: of each device; None is 16 on a CPU, and as many as fit the memory, up to 256, on CUDA.
-        max_length: cache positions of a slot.
-        batch_invariant, steps_per_sync: see Generator; without effect on a CPU.
-
-    Raises:
-        DeviceMemoryError: the slots do not fit a device's memory.
-        DeviceUnavailableError, ModelFormatError: ONNX Runtime cannot run the model there.
-    """
-    waiting = WaitingQueue()
-    workers = []
-    for device in devices:
-        if isinstance(device, CudaDevice):
-            captured = CapturedRunner(
-                artifact,
-                device,
-                num_slots=num_slots,
-                max_length=max_length,
-                steps_per_sync=steps_per_sync or DEFAULT_STEPS_PER_SYNC,
-                batch_invariant=batch_invariant,
-            )
-            # A prefill's shape is the prompt's own where tokens must not depend on company.
-            scheduler = Scheduler(
-                captured.num_slots,
-                waiting,
-                max_fed_tokens=MAX_FED_TOKENS,
-                closes_gaps=False,
-                shares_prefills=not batch_invariant,
-            )
-            workers.append(DeviceWorker(captured, scheduler))
-        else:
-            eager = ModelRunner(
-                artifact, device, num_slots=num_slots or DEFAULT_CPU_SLOTS, max_length=max_length
-            )
-            scheduler = Scheduler(num_slots or DEFAULT_CPU_SLOTS, waiting)
-            workers.append(DeviceWorker(eager, scheduler))
-        logger.info(
-            "%s on %s in %s: %d slots of %d positions, %.0f MB of cache",
-            artifact.path,
-            device.name,
-            artifact.precision,
-            scheduler.num_slots,
-            max_length,
-            scheduler.num_slots
-            * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
-            / 1e6,
+) -> DeviceWorker:
+    """Open the model on a device, with the runner that suits its kind."""
+    worker: DeviceWorker
+    if isinstance(device, CudaDevice):
+        captured = CapturedRunner(
+            artifact,
+            device,
+            num_slots=num_slots,
+            max_length=max_length,
+            steps_per_sync=steps_per_sync or DEFAULT_STEPS_PER_SYNC,
+            batch_invariant=batch_invariant,
         )
-    return workers
+        scheduler = Scheduler(
+            captured.num_slots,
+            waiting,
+            max_fed_tokens=MAX_FED_TOKENS,
+            closes_gaps=False,
+            shares_prefills=not batch_invariant,  # else a prefill's shape is the prompt's own
+        )
+        worker = DeviceWorker(captured, scheduler)
+    else:
+        num_slots = num_slots or DEFAULT_CPU_SLOTS
+        eager = ModelRunner(artifact, device, num_slots=num_slots, max_length=max_length)
+        worker = DeviceWorker(eager, Scheduler(num_slots, waiting))
+    num_slots = worker.scheduler.num_slots
+    logger.info(
+        "%s on %s in %s: %d slots of %d positions, %.0f MB of cache",
+        artifact.path,
+        device.name,
+        artifact.precision,
+        num_slots,
+        max_length,
+        num_slots * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type) / 1e6,
+    )
+    return worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
@@ -10,9 +11,8 @@ from hgt_infer.artifact.config import GenerationDefaults
 from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.checks import shown
 from hgt_infer.errors import ParameterError, PromptError
+from hgt_infer.requests.prompt_group import PromptGroup
 from hgt_infer.requests.resolve import resolve
-from hgt_infer.requests.scoring import ScoredText
-from hgt_infer.requests.submission import PromptGroup
 from hgt_infer.sampling_params import SamplingParams, checked_params
 
 Params = SamplingParams | Seq[SamplingParams] | None
@@ -20,6 +20,21 @@ Params = SamplingParams | Seq[SamplingParams] | None
 
 MAX_SCORED_CHARACTERS = 10_000_000
 """Longest text to score."""
+
+
+@dataclass(eq=False, slots=True)
+class ScoredText:
+    """A text to score.
+
+    Attributes:
+        text: as the caller gave it.
+        token_ids: its ids, the prefix included.
+        num_given: leading ids that are not scored: the prefix, or the first one; fewer than all.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_given: int
 
 
 class PromptReader:

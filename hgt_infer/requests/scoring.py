@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.sequence import Sequence, SequenceParams
 from hgt_infer.outputs import Score
+from hgt_infer.requests.prompts import ScoredText
 from hgt_infer.requests.submission import run
 
 _PARAMS = SequenceParams(max_tokens=0, seed=0, prompt_logprobs=0)
-
-
-@dataclass(eq=False, slots=True)
-class ScoredText:
-    """A text to score.
-
-    Attributes:
-        text: as the caller gave it.
-        token_ids: its ids, the prefix included.
-        num_given: leading ids that are not scored: the prefix, or the first one; fewer than all.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    num_given: int
 
 
 def score_texts(
