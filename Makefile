@@ -48,7 +48,7 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 
 bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the parts; results in build/bench
 	@$(PYTHON) -m benchmarks run
-	@$(PYTHON) -m pytest benchmarks -k "engine or light or parts"
+	@$(PYTHON) -m pytest benchmarks/components -k "engine or light or parts"
 
 bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md and README.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.measure.environment import REPOSITORY, RESULTS
+from benchmarks.measure.paths import REPOSITORY, RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from benchmarks.cases.suite import FULL, QUICK, REFERENCE, run
+    from benchmarks.cases.suite import FULL, QUICK, run
+    from benchmarks.cases.throughput import REFERENCE
     from benchmarks.peers.registry import BACKENDS
 
     names = parsed.backends or [name for name, entry in BACKENDS.items() if entry.is_installed]
@@ -119,7 +120,7 @@ def _offline(parsed: argparse.Namespace) -> int:
 
 def _service(parsed: argparse.Namespace) -> int:
     from benchmarks.cases.service import run_service
-    from benchmarks.measure.workloads import gpt2_small
+    from benchmarks.measure.checkpoints import gpt2_small
 
     config = gpt2_small() if parsed.small else None
     folder = RESULTS / "small" if parsed.small else RESULTS

@@ -38,6 +38,31 @@ MAY_IMPORT = {
         *("hgt_infer.cache_folder", "numpy", "onnxruntime"),
     },
     "hgt_infer.requests": {*BASE, "hgt_infer.engine", "hgt_infer.artifact"},
+    "benchmarks.measure": {
+        *("hgt_infer", "hgt_infer.runtime", "numpy", "psutil", "safetensors", "tokenizers"),
+        *("torch", "transformers"),
+    },
+    "benchmarks.peers": {
+        *("benchmarks.measure", "hgt_infer", "hgt_infer.export"),
+        *("ctranslate2", "gguf", "llama_cpp", "optimum", "safetensors", "tokenizers", "torch", "transformers"),
+    },
+    "benchmarks.cases": {
+        *("benchmarks.measure", "benchmarks.peers"),
+        *("hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.distributed"),
+        *("numpy", "onnxruntime", "ray", "transformers"),
+    },
+    "benchmarks.components": {
+        *("benchmarks.measure", "hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.engine"),
+        *("hgt_infer.runtime", "training.learning", "training.sample"),
+        *("numpy", "pytest", "torch", "transformers"),
+    },
+    "benchmarks.pages": {"benchmarks.measure", "matplotlib"},
+    "benchmarks.gpu_check": {
+        *("benchmarks.measure", "benchmarks.peers", "hgt_infer", "hgt_infer.errors", "hgt_infer.export"),
+        *("hgt_infer.artifact", "hgt_infer.cuda", "hgt_infer.engine", "hgt_infer.loading"),
+        *("hgt_infer.opening", "hgt_infer.requests", "hgt_infer.runtime", "hgt_infer.sampling"),
+        *("numpy", "onnxruntime", "torch", "transformers"),
+    },
 }
 """A package, or a module that is in none → the packages that it may import, in functions too."""
 

@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(checkpoint: Path, prompt: str, *, num_rounds: int, num_new_tokens: int) -> None:
+    from benchmarks.measure.environment import num_physical_cores
     from benchmarks.measure.workloads import Workload
-    from benchmarks.peers.backends import HgtInfer, Transformers, check_greedy, num_physical_cores
+    from benchmarks.peers.backends import HgtInfer, Transformers, check_greedy
 
     print()
     artifact = export(checkpoint)

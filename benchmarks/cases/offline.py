@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.environment import capture_environment
-from benchmarks.measure.workloads import offline, write_model
+from benchmarks.measure.workloads import offline
 from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote
 

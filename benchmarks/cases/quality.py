@@ -15,11 +15,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from benchmarks.measure.checkpoints import END_OF_TEXT
 from hgt_infer.artifact.folder import Artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.export import export_checkpoint
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 def measure_quality(

@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any
 
+from benchmarks.measure.comparison import seconds_of
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.workloads import offline
 from hgt_infer import Generator, SamplingParams
@@ -27,13 +28,10 @@ def measure_scaling(model: str, num_rows: int, num_actors: list[int], num_rounds
 
     params = SamplingParams(max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS, top_k=50, top_p=0.95)
     prompts = list(offline(num_rows).prompts)
-    seconds: dict[str, list[float]] = {"a generator, no Ray": []}
+    seconds: dict[str, list[float]] = {}
     with Generator(model, device="cpu", num_slots=16) as generator:
         generator.generate(prompts[:64], params)
-        for _ in range(num_rounds):
-            start = time.perf_counter()
-            generator.generate(prompts, params)
-            seconds["a generator, no Ray"].append(time.perf_counter() - start)
+        seconds["a generator, no Ray"] = seconds_of(lambda: generator.generate(prompts, params), num_rounds)
     ray.init(
         num_cpus=max(num_actors) + 1, include_dashboard=False, logging_level="ERROR", log_to_driver=False
     )

@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.suite import percentiles
-from benchmarks.measure.comparison import Spread, take_turns
-from benchmarks.measure.environment import REPOSITORY, capture_environment
+from benchmarks.measure.checkpoints import write_model
+from benchmarks.measure.comparison import Spread, percentiles, take_turns
+from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.http_client import Client, Reply, post
-from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets, write_model
+from benchmarks.measure.memory import memory_bytes
+from benchmarks.measure.paths import REPOSITORY
+from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets
 from benchmarks.peers.registry import BACKENDS, MAX_SLOTS
 from benchmarks.peers.worker import Remote
 
@@ -53,8 +55,7 @@ class Service:
 
     def memory_mb(self) -> float:
         """Resident."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1.024e-3
+        return memory_bytes(self._process.pid)["resident"] / 1e6
 
     def num_files(self) -> int:
         """Descriptors that are open."""
@@ -148,8 +149,8 @@ def measure_load(service: Service, workload: MixedWorkload, requests_per_s: floa
     return {
         "requests_per_s": requests_per_s,
         "num_requests": len(replies),
-        "first_token_s": percentiles(sorted(reply.first_token_s for reply in replies)),
-        "end_s": percentiles(sorted(reply.end_s for reply in replies)),
+        "first_token_s": percentiles([reply.first_token_s for reply in replies]),
+        "end_s": percentiles([reply.end_s for reply in replies]),
     }
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.worker import GO_ON, GRACE_S, OVER, UNAVAILABLE, Options, now_s
+from benchmarks.measure.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 OUTPUT = REPOSITORY / "build" / "gpu_check"
 DEFAULT_BUDGET_S = 500.0
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         json=str(args.json.absolute()),
         device=args.device,
         checkpoint=args.checkpoint,
-        is_quick=args.quick,
+        scale=scale_of(args.device, is_quick=args.quick),
         only=args.only,
         budget_s=args.budget,
         start_s=now_s(),
@@ -61,10 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(options)
 
 
+def scale_of(device: str, *, is_quick: bool) -> str:
+    """How much is done, by its name."""
+    return "trial" if device == "cpu" else "quick" if is_quick else "full"
+
+
 def check_names(parser: argparse.ArgumentParser, only: Sequence[str]) -> None:
     """Every text is in the name of a step."""
+    from benchmarks.gpu_check.scale import FULL
     from benchmarks.gpu_check.steps import steps
-    from benchmarks.gpu_check.subject import FULL
 
     names = [step.name for step in steps(FULL)]
     for text in only:

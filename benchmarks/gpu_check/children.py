@@ -13,13 +13,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.report import shortened
+from benchmarks.measure.paths import REPOSITORY
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

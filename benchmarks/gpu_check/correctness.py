@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gpu_check.engine import open_engine, run_all, samples
 from benchmarks.gpu_check.figures import agreement, chi_squared, compare_logits
-from benchmarks.gpu_check.lanes import engine, run_all, samples
 from benchmarks.gpu_check.placement import placement_of
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
-from benchmarks.gpu_check.subject import SEED, Subject, fixed_length, token_ids
+from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
+from benchmarks.measure.checkpoints import SEED
 from hgt_infer import Generator, SamplingParams
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 from hgt_infer.engine.sequence import SequenceParams
@@ -206,7 +207,7 @@ def check_captured(subject: Subject) -> Result:
         ]
         sides = []
         for kind in KINDS:
-            with engine(subject, kind, num_slots=num_slots, max_length=max_length) as made:
+            with open_engine(subject, kind, num_slots=num_slots, max_length=max_length) as made:
                 sides.append(run_all(made, samples(prompts, params)))
         for group in range(len(CAPTURED_SETTINGS)):
             rows = slice(group, None, len(CAPTURED_SETTINGS))

@@ -1,4 +1,4 @@
-"""The arithmetic behind the figures: statistics of draws and of logits, and what memory lets a step take."""
+"""The arithmetic of the checks: statistics of draws, of logits, and of tokens that two sides gave."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure.comparison import first_difference
+from benchmarks.measure.workloads import TokenIds
+
 MIN_EXPECTED = 5.0
 """Draws that a class of the chi-squared test is expected to get at least; rarer tokens share one."""
 
 ROWS_AT_ONCE = 64
 NEVER = -1e30  # a logit in place of -infinity, without its arithmetic
-
-TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Agreement:
         )
 
 
-def agreement(expected: Sequence[TokenIds], actual: Sequence[TokenIds]) -> Agreement:
+def agreement(expected: TokenIds, actual: TokenIds) -> Agreement:
     """Compare the token ids of requests in the same order; another number of requests is an error."""
     different: list[tuple[int, int]] = []
     num_equal_tokens = 0
@@ -183,24 +184,3 @@ def agreement(expected: Sequence[TokenIds], actual: Sequence[TokenIds]) -> Agree
         if tuple(a) != tuple(b):
             different.append((request, step))
     return Agreement(len(expected), len(different), next(iter(different), None), num_equal_tokens)
-
-
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """The first place where two differ; the end of the shorter one counts."""
-    return next((step for step, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def cache_bytes_per_token(num_layers: int, width: int, itemsize: int) -> int:
-    """Bytes of keys and values of one token: 36,864 for GPT-2 124M in fp16.
-
-    >>> cache_bytes_per_token(12, 768, 2)
-    36864
-    """
-    return 2 * num_layers * width * itemsize
-
-
-def step_bytes(
-    weights_bytes: int, bytes_per_token: int, context_lengths: Sequence[int], logits_bytes: int
-) -> int:
-    """Bytes that one step must move: the weights, every row's cache and logits, these written once."""
-    return weights_bytes + sum(bytes_per_token * length + logits_bytes for length in context_lengths)

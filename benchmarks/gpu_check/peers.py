@@ -10,20 +10,19 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.figures import agreement
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
-from benchmarks.gpu_check.timings import SETTINGS, TWEETS_SLOTS
-from benchmarks.measure.comparison import Spread, compare
-from benchmarks.measure.workloads import MixedWorkload, Workload
-from benchmarks.peers.backends import StaticBatches, TokenIds, Transformers
+from benchmarks.gpu_check.timings import SETTINGS
+from benchmarks.gpu_check.tweets import TWEETS_SLOTS
+from benchmarks.measure.comparison import Spread, compare, seconds_of, seconds_of_workload
+from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
+from benchmarks.peers.backends import StaticBatches, Transformers
 from hgt_infer import Generator
 
 FP16_NEAR_TIE = 0.1  # in logits: what rounding in fp16 may move, see export.verify.TOLERANCES
@@ -125,27 +124,25 @@ def compare_one(subject: Subject, ours: Ours, theirs: GpuTransformers) -> Result
         prompts=(prompt,), prompt_token_ids=(output.prompt_token_ids,), num_new_tokens=128, **SETTINGS
     )
     found = compare(ours, theirs, workload, num_rounds=min(3, subject.scale.num_rounds), num_warmups=1)
-    ratio = found.ratio
     says = (
         f"{found.tokens_per_s(ours.name):,.0f} beside {found.tokens_per_s(theirs.name):,.0f} tok/s, "
         "generate with its default cache"
     )
-    figure = f"{ratio.median:.1f} × ({ratio.low:.1f}–{ratio.high:.1f})"
-    return measured("transformers, batch 1", figure, says, **found.record())
+    return measured("transformers, batch 1", found.ratio.shown(unit="×"), says, **found.record())
 
 
 def compare_tweets(
     subject: Subject, ours: Ours, theirs: GpuTransformers, workload: MixedWorkload
 ) -> Iterator[Result]:
     """Tweets: all requests here; there a part of them, in order of arrival and sorted by length."""
-    seconds = [_seconds(ours, workload)]
+    seconds = [seconds_of_workload(ours, workload)]
     rates: dict[str, float] = {}
     for size, count in subject.scale.peer_batches.items():
         part = workload.head(size * count, max_tokens=1_000)
         side = StaticBatches(theirs.generate_padded, size)
         side.generate(part.head(size, max_tokens=4))
         for order, ordered in {"arrival": part, "sorted": by_length(part)}.items():
-            name, their_s = f"{size}, {order}", _seconds(side, ordered)
+            name, their_s = f"{size}, {order}", seconds_of_workload(side, ordered)
             rates[name] = part.num_tokens / their_s
             useful_share = ordered.useful_share(size)
             yield measured(
@@ -158,13 +155,13 @@ def compare_tweets(
                 tokens_per_s=rates[name],
                 useful_share=useful_share,
             )
-        seconds.append(_seconds(ours, workload))
+        seconds.append(seconds_of_workload(ours, workload))
     best = max(rates, key=lambda name: rates[name])
     our_rates = [workload.num_tokens / s for s in seconds]
     ratio = Spread.of([rate / rates[best] for rate in our_rates])
     yield measured(
         "tweets, ratio",
-        f"{ratio.median:.1f} × ({ratio.low:.1f}–{ratio.high:.1f})",
+        ratio.shown(unit="×"),
         f"{statistics.median(our_rates):,.0f} tok/s for {len(workload.prompts):,}, beside its best, {best}",
         seconds=seconds,
         num_tokens=workload.num_tokens,
@@ -180,15 +177,6 @@ def by_length(workload: MixedWorkload) -> MixedWorkload:
     )
     prompts, ids, lengths = zip(*rows, strict=True)
     return replace(workload, prompts=prompts, prompt_token_ids=ids, lengths=lengths)
-
-
-def _seconds(side: Any, workload: MixedWorkload) -> float:
-    start_s = time.perf_counter()
-    ids = side.generate(workload)
-    seconds = time.perf_counter() - start_s
-    if sum(map(len, ids)) != workload.num_tokens:
-        raise ValueError(f"{side.name} did not generate {workload.num_tokens} tokens")
-    return seconds
 
 
 def time_compiled(subject: Subject) -> list[Result]:
@@ -230,15 +218,9 @@ def main(argv: list[str]) -> int:
             num_new_tokens=int(num_new_tokens),
             **SETTINGS,
         )
-        start_s = time.perf_counter()
-        for _ in range(3):  # the first ones compile and capture
-            theirs.generate(workload)
-        compile_s = time.perf_counter() - start_s
-        seconds = []
-        for _ in range(3):
-            start_s = time.perf_counter()
-            theirs.generate(workload)
-            seconds.append(time.perf_counter() - start_s)
+        # The first ones compile and capture.
+        compile_s = sum(seconds_of(lambda workload=workload: theirs.generate(workload), 3))
+        seconds = seconds_of(lambda workload=workload: theirs.generate(workload), 3)
         values = {"batch_size": batch_size, "num_tokens": workload.num_tokens, "compile_s": compile_s}
         print(json.dumps(values | {"seconds": seconds}), flush=True)
     return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu_check.children import end_with_parent
+from benchmarks.measure.paths import REPOSITORY
 
 TIMEOUT_S = 40
 
@@ -67,7 +68,7 @@ def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
     """Start a session with the options of ours in a process of its own, and read where its nodes are."""
     process = subprocess.run(
         [sys.executable, "-m", __name__, str(graph), provider, str(device_id)],
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         errors="replace",

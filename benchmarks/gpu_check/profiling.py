@@ -21,7 +21,8 @@ import onnxruntime as ort
 from benchmarks.gpu_check.children import end_with_parent, run_child
 from benchmarks.gpu_check.replays import CONTEXT, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, measured
-from benchmarks.gpu_check.subject import SEED, Subject, subject_of
+from benchmarks.gpu_check.subject import Subject, subject_of
+from benchmarks.measure.checkpoints import SEED
 from hgt_infer.cuda.device import session_settings
 
 NUM_ROWS = 64
@@ -103,9 +104,7 @@ def profile_replays(subject: Subject) -> list[Result]:
         raise Skipped("graphs are captured on CUDA")
     if importlib.util.find_spec("torch") is None:
         raise Skipped("torch is not installed")
-    child = run_child(
-        "benchmarks.gpu_check.profiling", [str(subject.artifact.path), subject.device], timeout_s=TIMEOUT_S
-    )
+    child = run_child(__name__, [str(subject.artifact.path), subject.device], timeout_s=TIMEOUT_S)
     totals = {line["kernel"]: (line["us"], line["count"]) for line in child.lines if "kernel" in line}
     if not totals:
         raise Skipped(child.error or "torch's profiler saw no kernel of the replays")

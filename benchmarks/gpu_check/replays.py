@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.subject import SEED, Subject
+from benchmarks.gpu_check.subject import Subject
+from benchmarks.measure.checkpoints import SEED
 from benchmarks.measure.comparison import Spread
 from hgt_infer.cuda.memory import CapturedMemory
 from hgt_infer.cuda.sampler import CLUSTER_SIZES, Sampler

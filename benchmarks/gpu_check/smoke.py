@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Result, judged
-from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids, write_seeded_checkpoint
+from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
+from benchmarks.measure.checkpoints import write_numpy_checkpoint
 from hgt_infer.cuda.slot_record import HELD
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 128, "n_positions": 256, "vocab_size": 400}
@@ -20,7 +21,7 @@ NUM_TOKENS = 8
 def check_smoke(subject: Subject) -> Iterator[Result]:
     """Export a tiny model; run, capture, replay and sample a step of it on a GPU; then generate tokens."""
     folder = subject.folder / "smoke"
-    checkpoint = write_seeded_checkpoint(folder / "checkpoint", SIZES)
+    checkpoint = write_numpy_checkpoint(folder / "checkpoint", SIZES)
     tiny = Subject(checkpoint, folder, subject.device, subject.scale, precision=subject.precision)
     size = f"{tiny.precision} model of {SIZES['n_layer']} layers"
     if tiny.is_cuda:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_check.report import Result, judged
 from benchmarks.gpu_check.subject import Subject
+from benchmarks.measure.memory import memory_bytes
 from hgt_infer import Generator, SamplingParams
 from hgt_infer.cuda.device import CudaDevice
 
@@ -139,7 +139,7 @@ def check_soak(subject: Subject) -> Result:
         for start in range(0, per_round * NUM_ROUNDS, per_round):
             ways.update(pool.map(partial(answer, generator), range(start, start + per_round)))
             gc.collect()
-            resident.append(resident_bytes())
+            resident.append(memory_bytes()["resident"])
             on_device.append(device_bytes_used(device))
         generator.generate("a", SamplingParams(max_tokens=1))  # what was cancelled before is gone now
         stats = generator.stats()
@@ -166,14 +166,6 @@ def check_soak(subject: Subject) -> Result:
         running=stats.running,
         waiting=stats.waiting,
     )
-
-
-def resident_bytes(path: Path = Path("/proc/self/status")) -> int | None:
-    """Of this process; None where the system does not say."""
-    if not path.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 def device_bytes_used(device: Any) -> int | None:

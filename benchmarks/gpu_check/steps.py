@@ -6,9 +6,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.gpu_check import correctness, limits, peers, profiling, smoke, soak, timings, variants
+from benchmarks.gpu_check import (
+    correctness,
+    limits,
+    peers,
+    profiling,
+    smoke,
+    soak,
+    timings,
+    tweets,
+    variants,
+)
 from benchmarks.gpu_check.report import Result, Skipped, Step, judged
-from benchmarks.gpu_check.subject import Scale, Subject
+from benchmarks.gpu_check.scale import Scale
+from benchmarks.gpu_check.subject import Subject
 from benchmarks.measure.environment import capture_environment
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.verify import compare
@@ -32,7 +43,7 @@ def steps(scale: Scale) -> list[Step]:
         ("bandwidth", timings.measure_bandwidth, 2, 2),
         ("graphs", timings.time_graphs, 10, 15),
         ("decode", timings.time_decode, 8, 15),
-        ("tweets", timings.time_tweets, 8, 12),
+        ("tweets", tweets.time_tweets, 8, 12),
         ("profile of replays", profiling.profile_replays, 15, 15),
         ("profile of nodes", profiling.profile_nodes, 8, 8),
         ("captured = eager", correctness.check_captured, 10, 10),
@@ -45,7 +56,7 @@ def steps(scale: Scale) -> list[Step]:
         ("missing GPU", limits.check_missing_gpu, 1, 1),
         ("transformers", peers.compare_peers, 20, 40),
         ("compiled", peers.time_compiled, 0, peers.COMPILED_TIMEOUT_S),
-        ("steps_per_sync", timings.time_steps_per_sync, 8, 12),
+        ("steps_per_sync", tweets.time_steps_per_sync, 8, 12),
         ("variants", variants.compare_variants, 50, 80),
         ("prompts", timings.time_prompts, 8, 12),
         ("first token", timings.time_first_token, 12, 16),

@@ -1,67 +1,28 @@
-"""How fast it is: bandwidth, graphs, decoding, steps_per_sync, prompts, tweets, the host's work."""
+"""How fast it is: bandwidth, graphs, decoding, prompts, the first token. Tweets are in `tweets`."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_check.figures import step_bytes
-from benchmarks.gpu_check.lanes import engine, run_all, samples
+from benchmarks.gpu_check.engine import open_engine, run_all, samples
 from benchmarks.gpu_check.replays import CONTEXT, Replay, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
-from benchmarks.gpu_check.subject import REPOSITORY, SEED, Subject, fixed_length, token_ids
-from benchmarks.measure.comparison import Spread
+from benchmarks.gpu_check.subject import Subject, fixed_length
+from benchmarks.measure.bounds import step_bytes
+from benchmarks.measure.checkpoints import SEED
+from benchmarks.measure.comparison import Spread, seconds_of
 from benchmarks.measure.environment import read_gpus
-from hgt_infer import SamplingParams
-from hgt_infer.cuda import device as cuda
+from benchmarks.measure.fresh_processes import FIRST_TOKEN, first_token_s, in_fresh_processes
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS, UNRESOLVED
 from hgt_infer.engine.sequence import SequenceParams
 
+FIRST_TOKEN_TIMEOUT_S = 30
 COPY_BYTES = 1 << 30  # many times what a GPU's level 2 cache holds
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
-TWEETS_SLOTS = 256
-
-FIRST_TOKEN_TIMEOUT_S = 30
-FIRST_TOKEN = """
-import json, sys, time
-start = time.perf_counter()
-from hgt_infer import Generator, SamplingParams
-imported = time.perf_counter()
-generator = Generator(sys.argv[1], device=sys.argv[2])
-loaded = time.perf_counter()
-generator.generate("abcd", SamplingParams(max_tokens=1))
-end = time.perf_counter()
-generator.generate("abcd", SamplingParams(max_tokens=1))
-again = time.perf_counter()
-times = {"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}
-print(json.dumps(times | {"again_s": again - end}))
-generator.close()
-"""
-
-
-def seconds_of(function: Callable[[], object], num_rounds: int) -> list[float]:
-    """Time a function that many times."""
-    seconds = []
-    for _ in range(num_rounds):
-        start_s = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start_s)
-    return seconds
-
-
-def shown(values: Sequence[float], digits: int = 1) -> str:
-    """Median and range: "12.3 (12.1–12.9)"."""
-    spread = Spread.of(values)
-    return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f}–{spread.high:,.{digits}f})"
 
 
 def measure_bandwidth(subject: Subject) -> Result:
@@ -84,7 +45,7 @@ def measure_bandwidth(subject: Subject) -> Result:
                 seconds = [s / num_copies / num_bytes for s in seconds_of(copy, 5)]
     rates = [2 / seconds_per_byte for seconds_per_byte in seconds]
     subject.notes["bandwidth"] = statistics.median(rates)
-    figure = f"{shown([rate / 1e9 for rate in rates], 0)} GB/s"
+    figure = f"{Spread.of([rate / 1e9 for rate in rates]).shown(0)} GB/s"
     says = "copies within the device, bytes read and written"
     return measured("bandwidth", figure, says, bytes_per_s=rates)
 
@@ -113,8 +74,7 @@ def time_graphs(subject: Subject) -> Iterator[Result]:
 
 
 def _graph_result(name: str, replay: Replay, says: str, *, is_good: bool = True) -> Result:
-    spread = replay.spread_us
-    figure = f"{spread.median:,.1f} µs ({spread.low:,.1f}–{spread.high:,.1f})"
+    figure = replay.spread_us.shown(unit="µs")
     values = {"num_rows": replay.num_rows, "seconds": replay.seconds, "launch_s": replay.launch_s}
     if not is_good:
         return judged(f"{name}, {replay.num_rows}", False, figure, "logits are not finite", **values)
@@ -160,7 +120,7 @@ def _decode(subject: Subject, batch_size: int) -> Result:
         says += f"; memory allows {1e6 * bound_s:,.0f} µs: {bound_s / step_s:.0%} of that speed"
     return measured(
         f"decode, batch {batch_size}",
-        f"{shown(rates, 0)} tok/s",
+        f"{Spread.of(rates).shown(0)} tok/s",
         says,
         seconds=seconds,
         tokens_per_s=rates,
@@ -170,44 +130,6 @@ def _decode(subject: Subject, batch_size: int) -> Result:
         bound_share=None if bound_s is None else bound_s / step_s,
         gpus=gpus,
     )
-
-
-def time_steps_per_sync(subject: Subject) -> Result:
-    """Tweets at several steps_per_sync: more hide more of the host's work and waste more rows."""
-    num_slots = subject.scale.sweep_slots
-    found = {steps: _tweets_at(subject, num_slots, steps) for steps in subject.scale.sweep_steps}
-    rates = {steps: [values["num_tokens"] / s for s in values["seconds"]] for steps, values in found.items()}
-    best = max(rates, key=lambda steps: statistics.median(rates[steps]))
-    says = ", ".join(
-        f"{steps}: {shown(rates[steps], 0)} ({values['wasted_share']:.1%} wasted)"
-        for steps, values in found.items()
-    )
-    figure = f"best {best}: {shown(rates[best], 0)} tok/s"
-    values = {str(steps): values for steps, values in found.items()}
-    return measured(f"steps_per_sync, {num_slots}", figure, says, **values)
-
-
-def _tweets_at(subject: Subject, num_slots: int, steps_per_sync: int) -> dict[str, Any]:
-    workload = subject.tweets_workload(8 * num_slots)
-    prompts, params = list(workload.prompts), tweet_params(workload.lengths)
-    num_rounds = 3
-    with subject.generator(num_slots=num_slots, steps_per_sync=steps_per_sync) as generator:
-        generator.generate(prompts, params)
-        before = generator.stats()
-        seconds = seconds_of(lambda: generator.generate(prompts, params), num_rounds)
-        after = generator.stats()
-    num_wasted = after.wasted_rows - before.wasted_rows
-    return {
-        "seconds": seconds,
-        "num_tokens": workload.num_tokens,
-        "wasted_rows": num_wasted,
-        "wasted_share": num_wasted / (num_wasted + num_rounds * workload.num_tokens),
-    }
-
-
-def tweet_params(lengths: Sequence[int]) -> list[SamplingParams]:
-    """Settings of each request of the tweets workload."""
-    return [fixed_length(length, seed=number, **SETTINGS) for number, length in enumerate(lengths)]
 
 
 def time_prompts(subject: Subject) -> list[Result]:
@@ -220,7 +142,7 @@ def time_prompts(subject: Subject) -> list[Result]:
     found: dict[str, dict[int, list[float]]] = {"fed": {}, "prefilled": {}}
     for way, max_fed_tokens in (("fed", MAX_FED_TOKENS), ("prefilled", 1)):
         kind: Any = "captured" if subject.is_cuda else "eager"
-        with engine(
+        with open_engine(
             subject,
             kind,
             num_slots=num_slots,
@@ -255,115 +177,18 @@ def time_prompts(subject: Subject) -> list[Result]:
     return [measured("fed and prefilled", figure, says, **values)]
 
 
-def time_tweets(subject: Subject) -> Iterator[Result]:
-    """The tweets workload, with what the engine's thread does meanwhile."""
-    workload = subject.tweets_workload(subject.scale.num_tweets)
-    num_slots = TWEETS_SLOTS if subject.is_cuda else 16
-    prompts, params = list(workload.prompts), tweet_params(workload.lengths)
-    with subject.generator(num_slots=num_slots) as generator:
-        count = len(generator.generate(prompts[: 2 * num_slots], params[: 2 * num_slots]))
-        assert count <= 2 * num_slots
-        seconds = seconds_of(lambda: generator.generate(prompts, params), 2)
-        before = generator.stats()
-        with waiting_for_events() as waited, EngineClock() as clock:
-            start_s = time.perf_counter()
-            outputs = generator.generate(prompts, params)
-            seconds.append(time.perf_counter() - start_s)
-        stats = generator.stats()
-    num_tokens = sum(map(len, token_ids(outputs)))
-    if num_tokens != workload.num_tokens:
-        raise ValueError(f"{num_tokens} tokens came, not {workload.num_tokens}")
-    rates = [num_tokens / s for s in seconds]
-    num_steps = stats.steps - before.steps
-    busy_s = max(0.0, clock.seconds - sum(waited))
-    yield measured(
-        "tweets",
-        f"{shown(rates, 0)} tok/s",
-        f"{len(prompts):,} requests as long as tweets, {num_slots} slots, text to text; "
-        f"{stats.occupancy_while_waiting or 0:.1%} of the slots in use while requests waited",
-        seconds=seconds,
-        tokens_per_s=rates,
-        num_tokens=num_tokens,
-        num_steps=num_steps,
-        occupancy=stats.occupancy_while_waiting,
-        wasted_rows=stats.wasted_rows - before.wasted_rows,
-    )
-    yield measured(
-        "host work",
-        f"{1e6 * busy_s / num_tokens:.2f} µs a token",
-        f"processor time of the engine's thread without waiting: {busy_s / seconds[-1]:.0%} of the time; "
-        f"{1e6 * busy_s / max(1, num_steps):.0f} µs a step of {num_slots}",
-        thread_s=clock.seconds,
-        waited_s=sum(waited),
-        wall_s=seconds[-1],
-    )
-    device_s = subject.step_s(num_slots)
-    if device_s is not None:
-        idle = max(0.0, 1 - num_steps * device_s / seconds[-1])
-        says = (
-            f"{num_steps:,} steps of {1e6 * device_s:.0f} µs, replayed by themselves, in {seconds[-1]:.2f} s"
-        )
-        yield measured("GPU idle", f"{idle:.0%}", says, idle_share=idle, step_s=device_s)
-
-
-@contextmanager
-def waiting_for_events() -> Iterator[list[float]]:
-    """Seconds of each wait for a device's event meanwhile: they spin, and count as processor time."""
-    waits: list[float] = []
-    wait = cuda.CudaEvent.wait
-
-    def timed_wait(event: cuda.CudaEvent) -> None:
-        start_s = time.thread_time()
-        wait(event)
-        waits.append(time.thread_time() - start_s)
-
-    cuda.CudaEvent.wait = timed_wait  # type: ignore[method-assign,assignment]
-    try:
-        yield waits
-    finally:
-        cuda.CudaEvent.wait = wait  # type: ignore[method-assign]
-
-
-class EngineClock:
-    """Processor time of the engine's threads between entering and leaving, in `seconds`."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def _now_s(self) -> float:
-        if not hasattr(time, "pthread_getcpuclockid"):
-            raise Skipped("the system has no clock of another thread")
-        threads = [t for t in threading.enumerate() if t.name.startswith("hgt_infer engine")]
-        clocks = [time.pthread_getcpuclockid(t.ident) for t in threads if t.ident is not None]
-        return sum(time.clock_gettime(clock) for clock in clocks)
-
-    def __enter__(self) -> EngineClock:
-        self._start_s = self._now_s()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = self._now_s() - self._start_s
-
-
 def time_first_token(subject: Subject) -> Result:
     """From `import` to the first token in fresh processes; the files are in the page cache."""
-    rounds = []
-    for _ in range(1 + min(3, max(1, subject.scale.num_rounds - 1))):
-        process = subprocess.run(
-            [sys.executable, "-c", FIRST_TOKEN, str(subject.artifact.path), subject.device],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=FIRST_TOKEN_TIMEOUT_S,
-        )
-        if process.returncode != 0:
-            raise RuntimeError(f"exit {process.returncode}: {process.stderr.strip().rpartition(chr(10))[2]}")
-        rounds.append(json.loads(process.stdout.strip().splitlines()[-1]))
-    rounds = rounds[1:]
-    totals = [times["import_s"] + times["load_s"] + times["generate_s"] for times in rounds]
+    rounds = in_fresh_processes(
+        FIRST_TOKEN,
+        str(subject.artifact.path),
+        subject.device,
+        num_rounds=min(3, max(1, subject.scale.num_rounds - 1)),
+        timeout_s=FIRST_TOKEN_TIMEOUT_S,
+    )
     parts = ", ".join(
         f"{name.removesuffix('_s')} {statistics.median(times[name] for times in rounds):.2f} s"
         for name in rounds[0]
     )
-    return measured("first token", f"{shown(totals, 2)} s", f"fresh process: {parts}", rounds=rounds)
+    whole = Spread.of([first_token_s(times) for times in rounds])
+    return measured("first token", f"{whole.shown(2)} s", f"fresh process: {parts}", rounds=rounds)

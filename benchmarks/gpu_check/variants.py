@@ -114,7 +114,7 @@ def take_turn(subject: Subject, variant: Variant) -> Child:
     """Measure one side in a process of its own."""
     task = task_of(subject, variant)
     return run_child(
-        "benchmarks.gpu_check.variants",
+        __name__,
         [json.dumps(asdict(task))],
         timeout_s=TIMEOUT_S,
         environment=variant.environment,
@@ -167,8 +167,7 @@ def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _spread(seconds: Sequence[float], factor: float) -> str:
-    spread = Spread.of([factor * s for s in seconds])
-    return f"{spread.median:.1f} ({spread.low:.1f}–{spread.high:.1f})"
+    return Spread.of([factor * s for s in seconds]).shown()
 
 
 def _counts(nodes: dict[str, int]) -> str:

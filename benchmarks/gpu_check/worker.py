@@ -22,12 +22,14 @@ MIN_LIMIT_S = 60  # a step on a GPU may take so long, and three times as long as
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was given. start_s: of the whole run, monotonic. is_next: whether it goes on."""
+    """What the command was given. scale: of `scale.SCALES`. start_s: of the whole run, monotonic. is_next:
+    whether it goes on.
+    """
 
     json: str
     device: str
     checkpoint: str | None
-    is_quick: bool
+    scale: str
     only: list[str] | None
     budget_s: float
     start_s: float
@@ -45,8 +47,9 @@ def main(argv: list[str]) -> int:
     options = Options(**json.loads(argv[0]))
     be_quiet()
     from benchmarks.gpu_check.report import Report, Step
+    from benchmarks.gpu_check.scale import SCALES
     from benchmarks.gpu_check.steps import chosen_steps
-    from benchmarks.gpu_check.subject import FULL, QUICK, TRIAL, Subject
+    from benchmarks.gpu_check.subject import Subject
     from benchmarks.measure.environment import capture_environment
     from hgt_infer import HgtInferError
     from hgt_infer.opening import open_devices
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
         report = Report(
             Path(options.json), capture_environment(), budget_s=options.budget_s, start_s=options.start_s
         )
-    scale = TRIAL if options.device == "cpu" else QUICK if options.is_quick else FULL
+    scale = SCALES[options.scale]
     subject = Subject(options.checkpoint, Path(options.output), options.device, scale, notes=report.notes)
 
     with options.stacks.open("w") as stacks:

@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes read, and multiply-adds, in a second.
+"""What this machine can do at most: bytes read, and multiply-adds, in a second; and what a step needs of it.
 
 The bound of a step is the larger of what it has to read at that rate and what it has to compute.
 """
@@ -6,9 +6,7 @@ The bound of a step is the larger of what it has to read at that rate and what i
 from __future__ import annotations
 
 import time
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 READ_MB = 512  # far more than any cache
 GEMM_SIZE = 1536
@@ -31,22 +29,33 @@ def measure_bounds(num_threads: int) -> dict[str, float]:
     return {"read_gb_s": values.nbytes / read_s / 1e9, "fp32_gflop_s": 2 * GEMM_SIZE**3 / product_s / 1e9}
 
 
-def step_bytes(weights_bytes: int, *, batch_size: int, mean_context: float, cache_bytes: int) -> float:
-    """Bytes that a step reads: all weights once, and the cache of every row.
+def step_bytes(
+    weights_bytes: int, bytes_per_token: int, context_lengths: Sequence[float], logits_bytes: int = 0
+) -> float:
+    """Bytes that a step must move: all weights once, the cache of every row, and its logits where they count.
 
     Args:
         weights_bytes: of the matrices in the precision at hand.
-        batch_size: rows.
-        mean_context: positions in a row's cache.
-        cache_bytes: a position of one row.
+        bytes_per_token: keys and values of a token, see cache_bytes_per_token.
+        context_lengths: tokens in each row's cache.
+        logits_bytes: of a row.
 
-    >>> step_bytes(1000, batch_size=2, mean_context=3, cache_bytes=10)
-    1060
+    >>> step_bytes(1000, 10, [3, 3], logits_bytes=7)
+    1074
     """
-    return weights_bytes + batch_size * mean_context * cache_bytes
+    return weights_bytes + sum(bytes_per_token * length + logits_bytes for length in context_lengths)
 
 
-def _best(work: Any) -> float:
+def cache_bytes_per_token(num_layers: int, width: int, itemsize: int) -> int:
+    """Bytes of keys and values of one token: 36,864 for GPT-2 124M in fp16.
+
+    >>> cache_bytes_per_token(12, 768, 2)
+    36864
+    """
+    return 2 * num_layers * width * itemsize
+
+
+def _best(work: Callable[[], object]) -> float:
     """Seconds of the fastest of the runs that fit into a second, after a first one."""
     work()
     seconds, end = [], time.perf_counter() + SECONDS
@@ -54,4 +63,4 @@ def _best(work: Any) -> float:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return float(np.min(seconds))
+    return min(seconds)

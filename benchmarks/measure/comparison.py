@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from benchmarks.measure.workloads import Workload
-from benchmarks.peers.backends import AnyWorkload, Backend
+from benchmarks.measure.workloads import AnyWorkload, Backend, Workload
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class Spread:
         values = [*values] * 2 if len(values) == 1 else values  # quantiles takes two or more
         first, median, third = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, min(values), max(values), first, third)
+
+    def shown(self, digits: int = 1, unit: str = "") -> str:
+        """Median and range.
+
+        >>> Spread.of([1200.0, 1250.0, 1301.26]).shown(unit="µs")
+        '1,250.0 µs (1,200.0–1,301.3)'
+        """
+        median, low, high = (f"{value:,.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{median}{unit and f' {unit}'} ({low}–{high})"
 
 
 @dataclass(frozen=True)
@@ -49,19 +59,6 @@ class Comparison:
         """How many times faster the first side is, from the paired rounds."""
         ours, theirs = self.seconds.values()
         return Spread.of([their_s / our_s for our_s, their_s in zip(ours, theirs, strict=True)])
-
-    def summary(self) -> str:
-        sides = ", ".join(
-            f"{name} {self.tokens_per_s(name):,.1f} tok/s ({self.ms_per_step(name):.2f} ms/step)"
-            for name in self.seconds
-        )
-        ratio = self.ratio
-        num_rounds = len(next(iter(self.seconds.values())))
-        return (
-            f"batch {self.workload.batch_size}: {sides}, ratio {ratio.median:.2f}× "
-            f"({ratio.low:.2f}–{ratio.high:.2f}, "
-            f"IQR {ratio.first_quartile:.2f}–{ratio.third_quartile:.2f}, {num_rounds} rounds)"
-        )
 
     def record(self) -> dict[str, Any]:
         """What is kept as JSON, raw values first."""
@@ -88,30 +85,8 @@ def compare(
     for _ in range(num_warmups):
         for side in (ours, theirs):
             side.generate(workload)
-    return Comparison(workload, time_in_turns([ours, theirs], workload, num_rounds=num_rounds, clock=clock))
-
-
-def time_in_turns(
-    sides: Sequence[Backend[AnyWorkload]],
-    workload: AnyWorkload,
-    *,
-    num_rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each side by its name; every other round runs them in the opposite order."""
-
-    def timer(side: Backend[AnyWorkload]) -> Callable[[], float]:
-        def time_once() -> float:
-            start = clock()
-            token_ids = side.generate(workload)
-            duration = clock() - start
-            if sum(map(len, token_ids)) != workload.num_tokens:
-                raise ValueError(f"{side.name} did not generate {workload.num_tokens} tokens")
-            return duration
-
-        return time_once
-
-    return take_turns({side.name: timer(side) for side in sides}, num_rounds=num_rounds)
+    timers = {side.name: partial(seconds_of_workload, side, workload, clock) for side in (ours, theirs)}
+    return Comparison(workload, take_turns(timers, num_rounds=num_rounds))
 
 
 def take_turns(timers: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
@@ -121,3 +96,44 @@ def take_turns(timers: Mapping[str, Callable[[], float]], *, num_rounds: int) ->
         for name in timers if number % 2 == 0 else reversed(timers):
             seconds[name].append(timers[name]())
     return seconds
+
+
+def seconds_of_workload(
+    side: Backend[AnyWorkload], workload: AnyWorkload, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Run a workload once, and return how long it took.
+
+    Raises:
+        ValueError: the tokens are not as many as asked for.
+    """
+    start = clock()
+    token_ids = side.generate(workload)
+    duration = clock() - start
+    if sum(map(len, token_ids)) != workload.num_tokens:
+        raise ValueError(f"{side.name} did not generate {workload.num_tokens} tokens")
+    return duration
+
+
+def seconds_of(function: Callable[[], object], num_rounds: int) -> list[float]:
+    """Time a function that many times."""
+    seconds = []
+    for _ in range(num_rounds):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99, by the nearest rank.
+
+    >>> percentiles([3.0, 1.0, 2.0])
+    {'p50': 2.0, 'p90': 3.0, 'p99': 3.0}
+    """
+    ordered = sorted(values)
+    return {f"p{p}": ordered[max(0, math.ceil(p / 100 * len(ordered)) - 1)] for p in (50, 90, 99)}
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """The first place where two differ; the end of the shorter one counts."""
+    return next((step for step, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.paths import REPOSITORY
 from hgt_infer.runtime.cpu_features import cpu_flags
 
 LIBRARIES = (
@@ -35,8 +36,6 @@ GPU_FIELDS = {
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 # What changes how threads wait and memory is laid out.
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES", "LD_PRELOAD", "CUBLAS_WORKSPACE_CONFIG")
-REPOSITORY = Path(__file__).parents[2]
-RESULTS = REPOSITORY / "build" / "bench"
 
 
 def capture_environment() -> dict[str, Any]:
@@ -63,7 +62,13 @@ def capture_environment() -> dict[str, Any]:
     }
 
 
+def num_physical_cores() -> int:
+    """What ONNX Runtime takes by default for its threads, so that every side gets as many."""
+    return min(_physical_cores() or 1, len(os.sched_getaffinity(0)))
+
+
 def _physical_cores() -> int | None:
+    """Of the machine; None without psutil."""
     try:
         import psutil
     except ImportError:

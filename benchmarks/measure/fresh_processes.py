@@ -6,19 +6,24 @@ import json
 import subprocess
 import sys
 
-from benchmarks.measure.environment import REPOSITORY
+from benchmarks.measure.paths import REPOSITORY
 
 FIRST_TOKEN = """
 import json, sys, time
 start = time.perf_counter()
 from hgt_infer import Generator, SamplingParams
 imported = time.perf_counter()
-generator = Generator(sys.argv[1], device="cpu")
+generator = Generator(sys.argv[1], device=sys.argv[2])
 loaded = time.perf_counter()
 generator.generate("abcd", SamplingParams(max_tokens=1))
 end = time.perf_counter()
-print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}))
+generator.generate("abcd", SamplingParams(max_tokens=1))
+again = time.perf_counter()
+times = {"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}
+print(json.dumps(times | {"again_s": again - end}))
+generator.close()
 """
+"""Arguments: an artifact and a device."""
 
 TRANSFORMERS_FIRST_TOKEN = """
 import json, sys, time
@@ -34,20 +39,34 @@ with torch.inference_mode():
 end = time.perf_counter()
 print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}))
 """
+"""Arguments: a checkpoint."""
+
+
+def first_token_s(times: dict[str, float]) -> float:
+    """Seconds from the first import to the first token, of what either code above prints."""
+    return times["import_s"] + times["load_s"] + times["generate_s"]
 
 
 def in_fresh_processes(
-    code: str, *arguments: str, num_rounds: int, num_warmups: int = 1
+    code: str, *arguments: str, num_rounds: int, num_warmups: int = 1, timeout_s: float | None = None
 ) -> list[dict[str, float]]:
-    """Run code in a process of its own for each round; it prints one object of numbers."""
+    """Run code in a process of its own for each round; the last line that it prints is an object of numbers.
+
+    Raises:
+        RuntimeError: a process failed; the message ends with the last line of its errors.
+        subprocess.TimeoutExpired: a process took over timeout_s, and was ended.
+    """
     results = []
     for _ in range(num_warmups + num_rounds):
         process = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
+            capture_output=True,
             text=True,
-            check=True,
+            timeout=timeout_s,
+            check=False,
         )
-        results.append(json.loads(process.stdout))
+        if process.returncode != 0:
+            raise RuntimeError(f"exit {process.returncode}: {process.stderr.strip().rpartition(chr(10))[2]}")
+        results.append(json.loads(process.stdout.strip().splitlines()[-1]))
     return results[num_warmups:]

@@ -1,23 +1,20 @@
-"""What is run: prompts, settings, and the checkpoint of random weights. Nothing here runs a model."""
+"""What is run: prompts, settings and lengths, and the method that a side runs them by."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-import secrets
-import shutil
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
+
+from benchmarks.measure.checkpoints import byte_characters
 
 SEED = 0
 PROMPT_LENGTH = 4
-BATCH_SIZES = (1, 5, 16)
-END_OF_TEXT = "<|endoftext|>"
 
 NUM_TWEETS = 256
 TWEET_PROMPT_LENGTHS = range(3, 9)
@@ -113,6 +110,19 @@ class MixedWorkload:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+TokenIds = list[tuple[int, ...]]
+AnyWorkload = TypeVar("AnyWorkload", Workload, MixedWorkload, contravariant=True)
+
+
+class Backend(Protocol[AnyWorkload]):
+    """A side of a comparison."""
+
+    name: str
+
+    def generate(self, workload: AnyWorkload, *, greedy: bool = False) -> TokenIds:
+        """The new tokens of each sample, in the order of the prompts."""
+
+
 def random_prompts(batch_size: int) -> Workload:
     """Different prompts of four letters, each a token of `byte_tokenizer`; a larger batch begins alike."""
     rng = random.Random(SEED)
@@ -191,71 +201,5 @@ def tweet_length(quantile: float) -> int:
 
 
 def _letter_ids(prompts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-    ids = {character: id_ for id_, character in enumerate(_byte_characters())}
+    ids = {character: id_ for id_, character in enumerate(byte_characters())}
     return tuple(tuple(ids[character] for character in prompt) for prompt in prompts)
-
-
-def gpt2_124m() -> Any:
-    """GPT-2's smallest size, with weights that spread the logits as training does.
-
-    The usual initializer_range of 0.02 leaves all of the tokens about equally likely.
-    """
-    from transformers import GPT2Config
-
-    return GPT2Config(initializer_range=0.08, bos_token_id=50256, eos_token_id=50256)
-
-
-def gpt2_small() -> Any:
-    """A model that costs next to nothing, so that what is around it shows."""
-    from transformers import GPT2Config
-
-    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 400, "n_positions": 1024}
-    return GPT2Config(**sizes, initializer_range=0.3, bos_token_id=399, eos_token_id=399)
-
-
-def write_model(folder: Path, config: Any = None) -> Path:
-    """Write the checkpoint of a benchmark into a folder: of the config's model, or of GPT-2 124M for None."""
-    return write_checkpoint(folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m())
-
-
-def write_checkpoint(folder: Path, config: Any) -> Path:
-    """Write a checkpoint with seeded random weights and `byte_tokenizer`; a folder that is there is kept."""
-    if folder.exists():
-        return folder
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    torch.manual_seed(SEED)
-    model = GPT2LMHeadModel(config)
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir(parents=True)
-    try:
-        model.save_pretrained(partial)
-        byte_tokenizer(config.vocab_size).save(str(partial / "tokenizer.json"))
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **special}
-        (partial / "tokenizer_config.json").write_text(json.dumps(settings))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def byte_tokenizer(vocab_size: int) -> Any:
-    """A BPE without merges: the 256 bytes, words that only decoding gives, and <|endoftext|> last."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokens = _byte_characters()
-    tokens += [f"Ġw{id_}" for id_ in range(len(tokens), vocab_size - 1)]
-    tokens.append(END_OF_TEXT)
-    tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    return tokenizer
-
-
-def _byte_characters() -> list[str]:
-    from tokenizers import pre_tokenizers
-
-    return sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.bounds import step_bytes
+from benchmarks.measure.bounds import cache_bytes_per_token, step_bytes
 from benchmarks.measure.workloads import PROMPT_LENGTH
 from benchmarks.pages.blocks import Block, Heading, Picture, Table, Text, to_html, to_markdown
 from benchmarks.pages.plots import draw_agreement, draw_first_tokens, draw_latency, draw_throughput
@@ -243,9 +243,8 @@ def _of_bound(result: Result, case: Result, name: str) -> str:
     num_weights = sizes["n_layer"] * 12 * sizes["n_embd"] ** 2 + sizes["vocab_size"] * sizes["n_embd"]
     read = step_bytes(
         num_weights * WEIGHT_BYTES[precision],
-        batch_size=case["batch_size"],
-        mean_context=PROMPT_LENGTH + case["num_steps"] / 2,
-        cache_bytes=2 * sizes["n_layer"] * sizes["n_embd"] * 4,
+        cache_bytes_per_token(sizes["n_layer"], sizes["n_embd"], 4),
+        [PROMPT_LENGTH + case["num_steps"] / 2] * case["batch_size"],
     )
     times = [read / (bounds["read_gb_s"] * 1e9)]
     if precision == "fp32":

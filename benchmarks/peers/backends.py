@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from benchmarks.measure.workloads import MixedWorkload, Workload
+from benchmarks.measure.comparison import first_difference
+from benchmarks.measure.workloads import Backend, MixedWorkload, TokenIds, Workload
 
 NUM_SLOTS = 16
 NEAR_TIE = 1e-4
 """Logits that lie closer may change places by rounding: those of the two sides differ by about 2e-5."""
-
-TokenIds = list[tuple[int, ...]]
-AnyWorkload = TypeVar("AnyWorkload", Workload, MixedWorkload, contravariant=True)
-
-
-class Backend(Protocol[AnyWorkload]):
-    name: str
-
-    def generate(self, workload: AnyWorkload, *, greedy: bool = False) -> TokenIds:
-        """The new tokens of each sample, in the order of the prompts."""
 
 
 class HgtInfer:
@@ -165,13 +155,6 @@ class StaticBatches:
         ]
 
 
-def num_physical_cores() -> int:
-    """What ONNX Runtime takes by default for its threads, so that transformers gets as many."""
-    import psutil
-
-    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
-
-
 def check_greedy(ours: Backend[Workload], theirs: Backend[Workload], workload: Workload) -> None:
     """Check that both sides choose the same tokens where nothing is random.
 
@@ -184,11 +167,5 @@ def check_greedy(ours: Backend[Workload], theirs: Backend[Workload], workload: W
         if len(expected_ids) != workload.num_new_tokens:
             raise ValueError(f"{theirs.name} gave {len(expected_ids)} tokens, not {workload.num_new_tokens}")
         if actual_ids != expected_ids:
-            step = _first_difference(expected_ids, actual_ids)
+            step = first_difference(expected_ids, actual_ids)
             raise ValueError(f"{ours.name} and {theirs.name} differ in sample {sample} at step {step}")
-
-
-def _first_difference(expected: Sequence[int], actual: Sequence[int]) -> int:
-    """The first place where they differ; the end of the shorter one counts."""
-    pairs = zip(expected, actual, strict=False)
-    return next((step for step, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))

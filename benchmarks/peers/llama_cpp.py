@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.workloads import SEED, MixedWorkload, Workload
-from benchmarks.peers.backends import TokenIds
+from benchmarks.measure.workloads import SEED, MixedWorkload, TokenIds, Workload
 
 MAX_LENGTH = 256  # tokens of a sequence, but for one that is alone
 LONGEST = 1024

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.workloads import MixedWorkload, Workload
-from benchmarks.peers.backends import NEAR_TIE, HgtInfer, TokenIds, Transformers, num_physical_cores
+from benchmarks.measure.environment import num_physical_cores
+from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
+from benchmarks.peers.backends import NEAR_TIE, HgtInfer, Transformers
 from benchmarks.peers.llama_cpp import LlamaCpp
 
 MAX_SLOTS = 64

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.arrivals import Served, serve
-from benchmarks.measure.environment import REPOSITORY
-from benchmarks.measure.workloads import MixedWorkload, Workload
-from benchmarks.peers.backends import StaticBatches, TokenIds
+from benchmarks.measure.memory import memory_bytes
+from benchmarks.measure.paths import REPOSITORY
+from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
+from benchmarks.peers.backends import StaticBatches
 
 _KINDS = {"fixed": Workload, "mixed": MixedWorkload}
 
@@ -155,9 +156,8 @@ def main(name: str, checkpoint: str, folder: str) -> None:
 
 def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "memory":
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        names = {"resident": "VmRSS", "peak": "VmHWM"}
-        return {"memory_mb": {key: int(status[name].split()[0]) * 1.024e-3 for key, name in names.items()}}
+        memory = memory_bytes()
+        return {"memory_mb": {name: memory[name] / 1e6 for name in ("resident", "peak")}}
     if request["do"] == "margins":
         return {"margins": backend.margins(request["prompt"], request["token_ids"])}
     workload = _workload(request)

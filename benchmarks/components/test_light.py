@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Record, recorded_clock
-from benchmarks.measure.fresh_processes import FIRST_TOKEN, in_fresh_processes
+from benchmarks.components.conftest import Record, recorded_clock
+from benchmarks.measure.bounds import cache_bytes_per_token
+from benchmarks.measure.checkpoints import GPT2_124M
+from benchmarks.measure.fresh_processes import FIRST_TOKEN, first_token_s, in_fresh_processes
 from hgt_infer.artifact.folder import read_artifact
 
 CASE = "light"
@@ -26,17 +28,15 @@ print(json.dumps({"dependencies_s": middle - start, "hgt_infer_s": time.perf_cou
 
 MEMORY = """
 import json, sys
-from pathlib import Path
+from benchmarks.measure.memory import memory_bytes
 from hgt_infer import Generator, SamplingParams
 generator = Generator(sys.argv[1], device="cpu", num_slots=int(sys.argv[2]))
 params = SamplingParams(max_tokens=64, min_tokens=64)
 generator.generate([f"ab{number:02}" for number in range(int(sys.argv[2]))], params)
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-names = {"resident": "VmRSS", "resident_file": "RssFile", "peak": "VmHWM"}
-print(json.dumps({f"{key}_mb": int(status[name].split()[0]) * 1.024e-3 for key, name in names.items()}))
+print(json.dumps({f"{name}_mb": number / 1e6 for name, number in memory_bytes().items()}))
 """
 
-CACHE_BYTES_PER_POSITION = 73_728  # 12 layers · keys and values · 768 · 4 bytes
+CACHE_BYTES_PER_TOKEN = cache_bytes_per_token(GPT2_124M["n_layer"], GPT2_124M["n_embd"], 4)
 NUM_SLOTS, MAX_LENGTH, NUM_POSITIONS_USED = 16, 1024, 4 + 64
 
 
@@ -65,8 +65,8 @@ def test_first_token(
     record: Record,
 ) -> None:
     """The files are in the page cache: the first process, which is not counted, read them."""
-    rounds = in_fresh_processes(FIRST_TOKEN, str(artifact), num_rounds=num_rounds)
-    seconds = [sum(round_.values()) for round_ in rounds]
+    rounds = in_fresh_processes(FIRST_TOKEN, str(artifact), "cpu", num_rounds=num_rounds)
+    seconds = [first_token_s(round_) for round_ in rounds]
     replay(seconds)
     medians = {name: statistics.median(round_[name] for round_ in rounds) for name in rounds[0]}
     benchmark.extra_info.update(medians)
@@ -96,4 +96,4 @@ def test_memory(artifact: Path, record: Record) -> None:
 
 def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:
     """1.25 × (weights + cache) and 150 MB for interpreter, libraries and activations."""
-    return 1.25 * (weights_mb + CACHE_BYTES_PER_POSITION * num_positions / 1e6) + 150
+    return 1.25 * (weights_mb + CACHE_BYTES_PER_TOKEN * num_positions / 1e6) + 150

@@ -6,8 +6,6 @@ import csv
 import json
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,10 +23,10 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.conftest import Record, recorded_clock
+from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
-from benchmarks.measure.environment import REPOSITORY
-from benchmarks.peers.backends import num_physical_cores
+from benchmarks.measure.environment import num_physical_cores
+from benchmarks.measure.fresh_processes import in_fresh_processes
 from training.learning.finetune import TweetTrainer, set_schedule, summed_loss, training_arguments
 from training.learning.presets import HyperParameters, RunOptions
 from training.sample.archive import sample_archive
@@ -37,10 +35,12 @@ CASE = "training"
 NUM_TWEETS = 50_000
 NUM_MANY_TWEETS = 5_000_000
 NUM_WARMUP_STEPS = 3
+FIRST_ID = 1 << 60
 
 BUILD = """
 import json, sys, time
 from pathlib import Path
+from benchmarks.measure.memory import memory_bytes
 from training.corpus.cleaning import CleaningRules
 from training.corpus.dataset import make_dataset
 from training.corpus.users import UserFiles, read_users
@@ -49,34 +49,24 @@ users = read_users([UserFiles(handle="goose", name=None, paths=(Path(sys.argv[1]
 read = time.perf_counter()
 dataset = make_dataset([user.cleaned for user in users], epochs=4, eval_fraction=0.1, seed=1)
 end = time.perf_counter()
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(json.dumps({
     "num_tweets": users[0].cleaned.counts.downloaded,
     "read_and_clean_s": read - start,
     "lay_out_s": end - read,
-    "peak_mb": int(status["VmHWM"].split()[0]) * 1.024e-3,
+    "peak_mb": memory_bytes()["peak"] / 1e6,
 }))
 """
-
-
-def build(path: Path) -> dict[str, float]:
-    """Make a dataset of four epochs out of a file, in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-c", BUILD, str(path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    values: dict[str, float] = json.loads(result.stdout)
-    return values
 
 
 def sample_records(num_tweets: int) -> list[dict[str, Any]]:
     """Records as the official archive has them, with ids of their own."""
     archive = sample_archive()
     records = [entry["tweet"] for entry in json.loads(archive[archive.index("[") :])]
-    first_id = 1 << 60
-    return [
-        records[number % len(records)] | dict.fromkeys(("id", "id_str"), str(first_id + number))
-        for number in range(num_tweets)
-    ]
+    return [with_id(records[number % len(records)], number) for number in range(num_tweets)]
+
+
+def with_id(record: dict[str, Any], number: int) -> dict[str, Any]:
+    return record | dict.fromkeys(("id", "id_str"), str(FIRST_ID + number))
 
 
 def write_archive(path: Path) -> Path:
@@ -113,8 +103,7 @@ def test_tweets_into_a_dataset(
     record: Record,
 ) -> None:
     path = write(tmp_path / "tweets")
-    build(path)
-    rounds = [build(path) for _ in range(num_rounds)]
+    rounds = in_fresh_processes(BUILD, str(path), num_rounds=num_rounds)
     seconds = [values["read_and_clean_s"] + values["lay_out_s"] for values in rounds]
     replay(seconds)
     assert {values["num_tweets"] for values in rounds} == {NUM_TWEETS}
@@ -137,12 +126,11 @@ def test_memory_over_millions_of_tweets(
     results = []
     for num_tweets in (NUM_MANY_TWEETS // 10, NUM_MANY_TWEETS):
         path = tmp_path / "tweets.jsonl"
-        first_id = 1 << 60
         with path.open("w") as file:
             for number in range(num_tweets):
-                id_ = str(first_id + number)
-                file.write(json.dumps(records[number % len(records)] | {"id": id_, "id_str": id_}) + "\n")
-        results.append(build(path) | {"file_mb": path.stat().st_size / 1e6})
+                file.write(json.dumps(with_id(records[number % len(records)], number)) + "\n")
+        [values] = in_fresh_processes(BUILD, str(path), num_rounds=1, num_warmups=0)
+        results.append(values | {"file_mb": path.stat().st_size / 1e6})
         path.unlink()
     replay([values["read_and_clean_s"] + values["lay_out_s"] for values in results])
     fewer, more = results

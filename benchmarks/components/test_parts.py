@@ -1,4 +1,4 @@
-"""The parts of a step by themselves: prefill, decode, sampler, tokenizer. The scheduler is in test_engine."""
+"""The parts of a step by themselves: prefill, decode, sampler, tokenizer. The engine's is in test_engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lane by itself: a runner of one's choice under the engine, for what Generator does not offer."""
+"""An engine over a runner of one's choice, for what Generator does not offer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal
 
-from benchmarks.gpu_check.figures import TokenIds
 from benchmarks.gpu_check.subject import Subject
+from benchmarks.measure.workloads import TokenIds
 from hgt_infer.cuda.runner import CapturedRunner
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 from hgt_infer.engine.device_worker import DeviceWorker
@@ -23,7 +23,7 @@ MAX_QUEUED = 65_536
 
 
 @contextmanager
-def engine(
+def open_engine(
     subject: Subject,
     kind: Literal["captured", "eager"],
     *,
@@ -51,13 +51,13 @@ def engine(
         scheduler = Scheduler(
             num_slots, max_fed_tokens=max_fed_tokens, closes_gaps=kind == "eager", shares_prefills=False
         )
-        lane = DeviceWorker(runner, scheduler)
-        with closing(Engine([lane], max_queued_sequences=MAX_QUEUED)) as made:
+        worker = DeviceWorker(runner, scheduler)
+        with closing(Engine([worker], max_queued_sequences=MAX_QUEUED)) as made:
             made.warmup()
             yield made
 
 
-def samples(prompts: Sequence[TokenIds], params: Sequence[SequenceParams]) -> list[Sample]:
+def samples(prompts: TokenIds, params: Sequence[SequenceParams]) -> list[Sample]:
     """A sequence for each prompt."""
     return [
         Sample(prompt, settings, prompt_index=number)
@@ -65,7 +65,7 @@ def samples(prompts: Sequence[TokenIds], params: Sequence[SequenceParams]) -> li
     ]
 
 
-def run_all(made: Engine, sequences: Sequence[Sample]) -> list[TokenIds]:
+def run_all(made: Engine, sequences: Sequence[Sample]) -> TokenIds:
     """Run the sequences; their tokens in the same order."""
     finished = list(run(made, iter(sequences), max_in_flight=max(1, len(sequences))))
     finished.sort(key=lambda sequence: sequence.prompt_index)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure.environment import RESULTS, capture_environment
-from benchmarks.measure.workloads import gpt2_124m, write_checkpoint
+from benchmarks.measure.checkpoints import write_model
+from benchmarks.measure.environment import capture_environment
+from benchmarks.measure.paths import REPOSITORY, RESULTS
 from hgt_infer.export import export_checkpoint
 
 Record = Callable[[str, str, dict[str, Any]], None]
@@ -52,7 +53,7 @@ def num_rounds(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """GPT-2 124M with seeded random weights, kept from session to session."""
-    return write_checkpoint(RESULTS / "gpt2-124m", gpt2_124m())
+    return write_model(RESULTS)
 
 
 @pytest.fixture(scope="session", params=["fp32", "int8"])
@@ -111,4 +112,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         path = RESULTS / f"{case}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"environment": environment, "results": results}, indent=2) + "\n")
-        terminalreporter.write_line(f"kept in {path.relative_to(RESULTS.parents[1])}")
+        terminalreporter.write_line(f"kept in {path.relative_to(REPOSITORY)}")

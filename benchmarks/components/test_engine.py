@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Record, recorded_clock
+from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
 from hgt_infer.engine.device_worker import DeviceWorker
 from hgt_infer.engine.engine import Engine
