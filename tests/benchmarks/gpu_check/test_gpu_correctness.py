@@ -11,6 +11,7 @@ from support.check_results import assert_all_passed, results_of
 
 from benchmarks.gpu_check import correctness, limits, smoke, soak
 from benchmarks.gpu_check.report import Skipped
+from benchmarks.gpu_check.scale import TRIAL
 from benchmarks.gpu_check.subject import Subject
 from hgt_infer import Generator
 from hgt_infer.engine.sequence import SequenceParams
@@ -85,6 +86,7 @@ def test_other_tokens_alone_fail(fake: Subject, monkeypatch: pytest.MonkeyPatch)
         return [tuple(id_ + 1 for id_ in row) for row in ids(outputs)] if len(outputs) == 1 else ids(outputs)
 
     monkeypatch.setattr(correctness, "token_ids", changed)
+    fake.scale = replace(TRIAL, num_requests=4)
     assert correctness.check_alone(fake).status == "failed"
 
 

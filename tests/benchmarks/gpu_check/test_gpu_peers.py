@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def measured_sides(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     settings: list[Any] = []
     monkeypatch.setattr("benchmarks.gpu_check.replays.NUM_REPLAYS", 2)
     monkeypatch.setattr("benchmarks.gpu_check.replays.WARMUP_S", 0)
+    fake.scale = replace(TRIAL, graph_rows=(2,), num_prefills=1)
 
     def take_turn(subject: Subject, variant: variants.Variant) -> Child:
         names.append(variant.name)
@@ -75,7 +77,7 @@ def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pyte
         *("cudnn", "cudnn: prefill", "cublas workspace", "cublas workspace: nodes", "gemm auto-tune")
     ]
     assert results["cublas workspace: nodes"].figure == "9 kernel"
-    assert len(results["cudnn"].values["variant"]["first"]) == 2 * TRIAL.num_prefills
+    assert len(results["cudnn"].values["variant"]["first"]) == 2 * fake.scale.num_prefills
     assert settings[1][0]["enable_cudnn"] == "1"
     assert settings[3][1] == {"ep.cuda.enable_gemm_auto_tune": "1"}
     assert cuda.PROVIDER_OPTIONS["enable_cudnn"] == "0"
@@ -83,6 +85,7 @@ def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pyte
 
 def test_nodes_that_cannot_be_counted_are_skipped(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_sides(fake, monkeypatch)
+    monkeypatch.setattr(variants, "NUM_TURNS", 1)
 
     def missing() -> Any:
         raise OSError("libcudart.so.13: no such file")

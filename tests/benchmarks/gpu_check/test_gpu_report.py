@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ from benchmarks.gpu_check.report import (
 )
 from benchmarks.gpu_check.scale import FULL
 from benchmarks.gpu_check.steps import steps
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here holds a device's memory, and a collection behind each step takes long."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 def quiet_report(path: Path | None = None, **options: Any) -> Report:
