@@ -224,15 +224,7 @@ async def _abuse(service: Service, body: dict[str, Any], num_clients: int, secon
 
 def _bodies(workload: MixedWorkload) -> Sequence[dict[str, Any]]:
     return [
-        {
-            "model": MODEL,
-            "prompt": prompt,
-            "max_tokens": length,
-            "min_tokens": length,
-            "temperature": workload.temperature,
-            "top_k": workload.top_k,
-            "top_p": workload.top_p,
-        }
+        {"model": MODEL, "prompt": prompt, "max_tokens": length, "min_tokens": length, **workload.sampling}
         for prompt, length in zip(workload.prompts, workload.lengths, strict=True)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -175,19 +175,22 @@ class StepParts:
 
 
 @contextmanager
+def open_parts(subject: Subject, num_rows: int) -> Iterator[StepParts]:
+    """The model, open but not captured."""
+    with subject.open_device() as device, closing(StepParts(subject, device, num_rows=num_rows)) as parts:
+        parts.open_model()
+        yield parts
+
+
+@contextmanager
 def step_parts(subject: Subject, num_rows: int) -> Iterator[StepParts]:
     """The model, captured, and the sampler with top_k 50, with top_p 0.95 alone, and with no filter."""
-    with subject.open_device() as device:
-        parts = StepParts(subject, device, num_rows=num_rows)
-        try:
-            parts.open_model()
-            parts.open_sampler("top_k 50", top_k=50)
-            parts.open_sampler("top_p 0.95", top_p=0.95)
-            parts.open_sampler("temperature 1")
-            parts.capture()
-            yield parts
-        finally:
-            parts.close()
+    with open_parts(subject, num_rows) as parts:
+        parts.open_sampler("top_k 50", top_k=50)
+        parts.open_sampler("top_p 0.95", top_p=0.95)
+        parts.open_sampler("temperature 1")
+        parts.capture()
+        yield parts
 
 
 def records(num_rows: int, settings: dict[str, float]) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.replays import StepParts
+from benchmarks.gpu_check.replays import open_parts
 from benchmarks.gpu_check.report import Result, judged
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
 from benchmarks.measure.checkpoints import write_numpy_checkpoint
@@ -35,27 +35,20 @@ def check_smoke(subject: Subject) -> Iterator[Result]:
 
 def check_parts(tiny: Subject, size: str) -> Iterator[Result]:
     """A step by its parts: what fails says by its place which one it is."""
-    with tiny.open_device() as device:
-        parts = StepParts(tiny, device, num_rows=NUM_ROWS)
-        try:
-            parts.open_model()
-            with device.at_work():
-                parts.run_eagerly()
-                device.synchronize()
-            yield check_values(
-                "smoke: run", parts.read("logits").copy(), f"{size}, a step that is not captured"
-            )
-            parts.capture()
-            parts.run("model")
-            logits = parts.read("logits").copy()
-            yield check_values("smoke: replay", logits, "the same step, captured and replayed")
-            for name, cluster_sizes in (("one block", (1,)), ("clusters", (1, 2, 4, 8))):
-                parts.open_sampler(name, cluster_sizes=cluster_sizes, temperature=0.0)
-                parts.run(name)
-                chosen = HELD - parts.read("token_ids")
-                yield check_choice(f"smoke: sampler, {name}", chosen, logits)
-        finally:
-            parts.close()
+    with open_parts(tiny, NUM_ROWS) as parts:
+        with parts.device.at_work():
+            parts.run_eagerly()
+            parts.device.synchronize()
+        yield check_values("smoke: run", parts.read("logits").copy(), f"{size}, a step that is not captured")
+        parts.capture()
+        parts.run("model")
+        logits = parts.read("logits").copy()
+        yield check_values("smoke: replay", logits, "the same step, captured and replayed")
+        for name, cluster_sizes in (("one block", (1,)), ("clusters", (1, 2, 4, 8))):
+            parts.open_sampler(name, cluster_sizes=cluster_sizes, temperature=0.0)
+            parts.run(name)
+            chosen = HELD - parts.read("token_ids")
+            yield check_choice(f"smoke: sampler, {name}", chosen, logits)
 
 
 def check_values(name: str, logits: NDArray[np.floating], says: str) -> Result:

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import random
 import shutil
-import string
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,13 @@ from benchmarks.gpu_check.report import Skipped, first_line
 from benchmarks.gpu_check.scale import FULL, Scale
 from benchmarks.measure.bounds import cache_bytes_per_token
 from benchmarks.measure.checkpoints import GPT2_124M, SEED, write_numpy_checkpoint
-from benchmarks.measure.workloads import TWEET_PROMPT_LENGTHS, MixedWorkload, TokenIds, tweet_length
+from benchmarks.measure.workloads import (
+    TWEET_PROMPT_LENGTHS,
+    MixedWorkload,
+    TokenIds,
+    different_prompts,
+    tweet_lengths,
+)
 from hgt_infer import GenerationOutput, Generator, SamplingParams, export
 from hgt_infer.artifact.folder import Artifact, is_artifact, read_artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
@@ -147,22 +152,15 @@ class Subject:
     def prompts(self, count: int, *, length: int | None = None, seed: int = SEED) -> list[str]:
         """Different texts of letters: of 3 to 8 letters each, or of `length`."""
         rng = random.Random(seed)
-        prompts: dict[str, None] = {}
-        while len(prompts) < count:
-            size = length or rng.choice(TWEET_PROMPT_LENGTHS)
-            prompts["".join(rng.choices(string.ascii_letters, k=size))] = None
-        return list(prompts)
+        return [*different_prompts(count, rng, lambda: length or rng.choice(TWEET_PROMPT_LENGTHS))]
 
     def tweets_workload(self, count: int) -> MixedWorkload:
         """Requests as long as real tweets, as in `workloads.tweets`; any number of them."""
-        rng = random.Random(SEED)
-        lengths = [tweet_length((number + rng.random()) / count) for number in range(count)]
-        rng.shuffle(lengths)
         prompts = self.prompts(count)
         return MixedWorkload(
             prompts=tuple(prompts),
             prompt_token_ids=tuple(tuple(self.tokenizer.encode(prompt)) for prompt in prompts),
-            lengths=tuple(lengths),
+            lengths=tweet_lengths(count, random.Random(SEED)),
         )
 
 

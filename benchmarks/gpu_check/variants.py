@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.gpu_check.children import Child, end_with_parent, run_child
 from benchmarks.gpu_check.graph_nodes import count_nodes, open_runtime
-from benchmarks.gpu_check.replays import StepParts
+from benchmarks.gpu_check.replays import open_parts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, subject_of
 from benchmarks.measure.comparison import Spread
@@ -181,14 +181,9 @@ def measure(subject: Subject, task: Task) -> Iterator[dict[str, Any]]:
     if task.options.get("enable_cudnn") == "1":
         load_cudnn()
     for num_rows in task.rows:
-        with subject.open_device() as device:
-            parts = StepParts(subject, device, num_rows=num_rows)
-            try:
-                parts.open_model()
-                parts.capture()
-                seconds = parts.time("model", num_rounds=task.num_rounds).seconds
-            finally:
-                parts.close()
+        with open_parts(subject, num_rows) as parts:
+            parts.capture()
+            seconds = parts.time("model", num_rounds=task.num_rounds).seconds
         yield {"rows": num_rows, "seconds": seconds}
     if task.num_prefills:
         yield from measure_prefills(subject, task.num_prefills)
@@ -225,18 +220,13 @@ def _seconds_to_token(generator: Any, prompt: str) -> float:
 
 def nodes_of_run(subject: Subject, num_rows: int) -> dict[str, int]:
     """Capture an eager run of the model on the device's stream; its nodes by type."""
-    with subject.open_device() as device:
-        library = open_runtime()
-        parts = StepParts(subject, device, num_rows=num_rows)
-        try:
-            parts.open_model()
-            with device.capturing():
-                for _ in range(2):  # allocations and plans are made before
-                    parts.run_eagerly()
-                device.synchronize()
-                return count_nodes(library, device.stream, parts.run_eagerly)
-        finally:
-            parts.close()
+    with open_parts(subject, num_rows) as parts:
+        library, device = open_runtime(), parts.device
+        with device.capturing():
+            for _ in range(2):  # allocations and plans are made before
+                parts.run_eagerly()
+            device.synchronize()
+            return count_nodes(library, device.stream, parts.run_eagerly)
 
 
 def main(argv: list[str]) -> int:

@@ -41,13 +41,7 @@ def _streamed(generator: Any, workload: MixedWorkload, at: Sequence[float]) -> l
     start = time.perf_counter()
     for number, (prompt, length) in enumerate(zip(workload.prompts, workload.lengths, strict=True)):
         time.sleep(max(0.0, start + at[number] - time.perf_counter()))
-        params = SamplingParams(
-            temperature=workload.temperature,
-            top_k=workload.top_k,
-            top_p=workload.top_p,
-            max_tokens=length,
-            min_tokens=length,
-        )
+        params = SamplingParams(max_tokens=length, min_tokens=length, **workload.sampling)
         # From the time it should have been sent at: a sender that is late is not the request's luck.
         thread = threading.Thread(
             target=follow, args=(number, start + at[number], generator.stream(prompt, params))

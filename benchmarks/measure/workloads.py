@@ -6,10 +6,10 @@ import hashlib
 import json
 import random
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.measure.checkpoints import byte_characters
 
@@ -30,7 +30,19 @@ TWEETS_SHA256 = "8c6d3382a22d1825e310f4ce52eb19e4a20366f8ffae00a2d87c4c0c3d31f8a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class _Sampled:
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.95
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings that every side takes, by the names that most have for them."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(_Sampled):
     """One call: `n` samples of each prompt, `num_new_tokens` tokens each, since end-of-text is suppressed.
 
     prompt_token_ids are those of `prompts`, the checkpoint's prefix included; all of one length, so that
@@ -41,9 +53,6 @@ class Workload:
     prompt_token_ids: tuple[tuple[int, ...], ...]
     n: int = 1
     num_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 0.95
 
     @property
     def batch_size(self) -> int:
@@ -59,7 +68,7 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedWorkload:
+class MixedWorkload(_Sampled):
     """One call: a sample of each prompt, each of a length of its own, in order of arrival.
 
     Nobody knows the `lengths` (new tokens, end-of-text suppressed) beforehand: they stand for where the
@@ -69,9 +78,6 @@ class MixedWorkload:
     prompts: tuple[str, ...]
     prompt_token_ids: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 0.95
 
     @property
     def n(self) -> int:
@@ -125,11 +131,8 @@ class Backend(Protocol[AnyWorkload]):
 
 def random_prompts(batch_size: int) -> Workload:
     """Different prompts of four letters, each a token of `byte_tokenizer`; a larger batch begins alike."""
-    rng = random.Random(SEED)
-    prompts: dict[str, None] = {}
-    while len(prompts) < batch_size:
-        prompts["".join(rng.choices(string.ascii_letters, k=PROMPT_LENGTH))] = None
-    return Workload(prompts=tuple(prompts), prompt_token_ids=_letter_ids(prompts))
+    prompts = different_prompts(batch_size, random.Random(SEED), lambda: PROMPT_LENGTH)
+    return Workload(prompts=prompts, prompt_token_ids=_letter_ids(prompts))
 
 
 def one_prompt(n: int, *, num_new_tokens: int) -> Workload:
@@ -166,15 +169,9 @@ def tweets() -> MixedWorkload:
         ValueError: it is not the workload that TWEETS_SHA256 names.
     """
     rng = random.Random(SEED)
-    lengths = [tweet_length((number + rng.random()) / NUM_TWEETS) for number in range(NUM_TWEETS)]
-    rng.shuffle(lengths)
-    prompts: dict[str, None] = {}
-    while len(prompts) < NUM_TWEETS:
-        [length] = rng.choices(TWEET_PROMPT_LENGTHS)
-        prompts["".join(rng.choices(string.ascii_letters, k=length))] = None
-    workload = MixedWorkload(
-        prompts=tuple(prompts), prompt_token_ids=_letter_ids(prompts), lengths=tuple(lengths)
-    )
+    lengths = tweet_lengths(NUM_TWEETS, rng)
+    prompts = different_prompts(NUM_TWEETS, rng, lambda: rng.choices(TWEET_PROMPT_LENGTHS)[0])
+    workload = MixedWorkload(prompts=prompts, prompt_token_ids=_letter_ids(prompts), lengths=lengths)
     if workload.sha256 != TWEETS_SHA256:
         raise ValueError(f"the tweets workload has SHA-256 {workload.sha256}, not {TWEETS_SHA256}")
     return workload
@@ -192,12 +189,27 @@ def offline(num_requests: int) -> MixedWorkload:
     return repeated.part(0, num_requests)
 
 
+def tweet_lengths(count: int, rng: random.Random) -> tuple[int, ...]:
+    """New tokens of so many tweets: one of each of as many equal parts of their distribution, shuffled."""
+    lengths = [tweet_length((number + rng.random()) / count) for number in range(count)]
+    rng.shuffle(lengths)
+    return tuple(lengths)
+
+
 def tweet_length(quantile: float) -> int:
     """The whole tokens at a quantile in [0, 1) of TWEET_LENGTHS, linear between its points."""
     for (low, shorter), (high, longer) in pairwise(TWEET_LENGTHS):
         if quantile < high:
             return int(shorter + (longer - shorter) * (quantile - low) / (high - low))
     raise ValueError(f"a quantile is in [0, 1); got {quantile}")
+
+
+def different_prompts(count: int, rng: random.Random, draw_length: Callable[[], int]) -> tuple[str, ...]:
+    """Texts of letters, no two alike."""
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        prompts["".join(rng.choices(string.ascii_letters, k=draw_length()))] = None
+    return tuple(prompts)
 
 
 def _letter_ids(prompts: Iterable[str]) -> tuple[tuple[int, ...], ...]:

@@ -1,12 +1,14 @@
-"""The two sides, each at its best fair setting, behind one method: a workload in, token ids out."""
+"""hgt_infer and transformers at their best fair settings, behind one method: a workload in, token ids out."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.comparison import first_difference
+from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.workloads import Backend, MixedWorkload, TokenIds, Workload
 
 NUM_SLOTS = 16
@@ -38,11 +40,9 @@ class HgtInfer:
         params = [
             SamplingParams(
                 n=workload.n,
-                temperature=0.0 if greedy else workload.temperature,
-                top_k=workload.top_k,
-                top_p=workload.top_p,
                 max_tokens=length,
                 min_tokens=length,
+                **workload.sampling | ({"temperature": 0.0} if greedy else {}),
             )
             for length in workload.lengths
         ]
@@ -94,11 +94,7 @@ class Transformers:
         import torch
 
         if not greedy:
-            settings |= {
-                "temperature": workload.temperature,
-                "top_k": workload.top_k,
-                "top_p": workload.top_p,
-            }
+            settings |= workload.sampling
         pad_id = self.model.generation_config.pad_token_id
         width = max(map(len, workload.prompt_token_ids))
         rows = [[pad_id] * (width - len(ids)) + list(ids) for ids in workload.prompt_token_ids]
@@ -130,6 +126,66 @@ class Transformers:
             chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
             margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
         return margins
+
+
+class Pipeline:
+    """transformers' text-generation pipeline, all prompts in one batch; from text to text."""
+
+    name = "transformers_pipeline"
+
+    def __init__(self, checkpoint: Path) -> None:
+        from transformers import AutoTokenizer, pipeline
+
+        self._model = Transformers(checkpoint, num_threads=num_physical_cores()).model
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
+        self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._pipeline = pipeline("text-generation", model=self._model, tokenizer=self._tokenizer)
+
+    def generate(self, workload: Workload, *, greedy: bool = False) -> TokenIds:
+        settings: dict[str, Any] = {"do_sample": False}
+        if not greedy:
+            settings = {
+                "do_sample": True,
+                "num_return_sequences": workload.n,
+                **workload.sampling,
+            }
+        outputs = self._pipeline(
+            list(workload.prompts),
+            batch_size=len(workload.prompts),
+            return_tensors=True,
+            max_new_tokens=workload.num_new_tokens,
+            min_new_tokens=workload.num_new_tokens,
+            **settings,
+        )
+        repeats = workload.n if greedy else 1
+        return [
+            tuple(sample["generated_token_ids"][len(ids) :])
+            for ids, samples in zip(workload.prompt_token_ids, outputs, strict=True)
+            for sample in samples
+            for _ in range(repeats)
+        ]
+
+
+class Optimum(Transformers):
+    """optimum's own ONNX export in ONNX Runtime under transformers' `generate`; from ids to ids."""
+
+    name = "optimum"
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        from optimum.onnxruntime import ORTModelForCausalLM
+        from transformers import GenerationConfig
+
+        provider = "CPUExecutionProvider"
+        if not (folder / "config.json").exists():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = ORTModelForCausalLM.from_pretrained(checkpoint, export=True, provider=provider)
+                exported.save_pretrained(folder)
+        self.device = "cpu"
+        self.settings = {}
+        self.model = ORTModelForCausalLM.from_pretrained(folder, provider=provider)
+        end_of_text = self.model.config.eos_token_id
+        self.model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
 
 
 class StaticBatches:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.workloads import SEED, MixedWorkload, TokenIds, Workload
 
 MAX_LENGTH = 256  # tokens of a sequence, but for one that is alone
@@ -36,10 +37,9 @@ class LlamaCpp:
         checkpoint: is converted into the folder, once.
         quantization: "f32" with a cache of fp32, or "q8_0" (8-bit integers in blocks of 32, activations
             too) with one of fp16, its default.
-        num_threads: of every step.
     """
 
-    def __init__(self, checkpoint: Path, folder: Path, *, quantization: str, num_threads: int) -> None:
+    def __init__(self, checkpoint: Path, folder: Path, *, quantization: str) -> None:
         import llama_cpp
 
         self.name = "llama_cpp" if quantization == "f32" else f"llama_cpp_{quantization}"
@@ -52,7 +52,7 @@ class LlamaCpp:
         self._model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
         )
-        self._quantization, self._num_threads = quantization, num_threads
+        self._quantization = quantization
         self._shape: tuple[int, int, bool] | None = None
         self._context: Any = None
 
@@ -135,7 +135,7 @@ class LlamaCpp:
         params.n_seq_max = num_sequences
         params.n_ctx = num_sequences * max_length
         params.n_batch = LONGEST
-        params.n_threads = params.n_threads_batch = self._num_threads
+        params.n_threads = params.n_threads_batch = num_physical_cores()
         params.kv_unified = is_unified
         if self._quantization == "f32":
             params.type_k = params.type_v = self._lib.GGML_TYPE_F32

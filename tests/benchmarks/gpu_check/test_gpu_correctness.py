@@ -10,6 +10,7 @@ import pytest
 from support.check_results import assert_all_passed, results_of
 
 from benchmarks.gpu_check import correctness, limits, smoke, soak
+from benchmarks.gpu_check.replays import StepParts
 from benchmarks.gpu_check.report import Skipped
 from benchmarks.gpu_check.scale import TRIAL
 from benchmarks.gpu_check.subject import Subject
@@ -93,12 +94,12 @@ def test_other_tokens_alone_fail(fake: Subject, monkeypatch: pytest.MonkeyPatch)
 def test_smoke_goes_through_every_part(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [result.name.removeprefix("smoke: ") for result in assert_all_passed(smoke.check_smoke(fake))]
     assert names == ["run", "replay", "sampler, one block", "sampler, clusters", "generator"]
-    opened = smoke.StepParts.open_sampler
+    opened = StepParts.open_sampler
 
     def too_hot(self: Any, name: str, **settings: Any) -> None:
         opened(self, name, **settings | {"temperature": 99.0})
 
-    monkeypatch.setattr(smoke.StepParts, "open_sampler", too_hot)
+    monkeypatch.setattr(StepParts, "open_sampler", too_hot)
     failed = [result.name for result in results_of(smoke.check_smoke(fake)) if result.status == "failed"]
     assert failed == ["smoke: sampler, one block", "smoke: sampler, clusters"]
 
