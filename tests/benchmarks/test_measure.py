@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from functools import partial
 
 import pytest
 from support.fake_backend import MIXED, TINY, FakeBackend
 
 from benchmarks.components.test_light import memory_budget_mb
-from benchmarks.measure import environment
-from benchmarks.measure.arrivals import serve
+from benchmarks.measure import arrivals, bounds, environment
 from benchmarks.measure.bounds import measure_bounds, step_bytes
 from benchmarks.measure.comparison import Comparison, Spread, compare, seconds_of_workload, take_turns
 from benchmarks.measure.environment import capture_environment
@@ -96,26 +94,44 @@ def test_bound_of_a_step_counts_weights_cache_and_logits() -> None:
     assert num_bytes / 4.3e12 == pytest.approx(114e-6, rel=0.02)
 
 
-def test_bounds_are_measured() -> None:
-    bounds = measure_bounds(1)
-    assert bounds["read_gb_s"] > 0.1
-    assert bounds["fp32_gflop_s"] > 0.1
+def test_bounds_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("READ_MB", 16), ("GEMM_SIZE", 256), ("SECONDS", 0.01)):
+        monkeypatch.setattr(bounds, name, value)
+    measured = measure_bounds(1)
+    assert measured["read_gb_s"] > 0.1
+    assert measured["fp32_gflop_s"] > 0.1
 
 
 class Batches:
-    """Takes 50 ms for a batch of whatever size."""
+    """Takes 50 ms for a batch of whatever size, on a clock that only it and waiting move."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.now_s = 0.0
 
     def generate_padded(self, batch: MixedWorkload) -> None:
         self.sizes.append(len(batch.prompts))
-        time.sleep(0.05)
+        self.now_s += 0.05
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
 
 
-def test_static_batches_take_all_that_wait_and_show_nothing_before_they_end() -> None:
+def test_static_batches_take_all_that_wait_and_show_nothing_before_they_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backend = Batches()
-    served = serve(backend, REQUESTS, (0.0, 0.01, 0.02, 0.03), batch_size=2)
+    monkeypatch.setattr(arrivals, "time", backend)
+    served = arrivals.serve(backend, REQUESTS, (0.01, 0.02, 0.03, 0.3), batch_size=3)
     assert backend.sizes == [1, 2, 1]
-    assert all(times.first_token_s == times.end_s >= 0.05 for times in served)
-    assert served[3].end_s >= 0.12  # it arrived in the first batch's time and waited for two
+    assert [times.first_token_s for times in served] == pytest.approx([0.05, 0.09, 0.08, 0.05])
+    assert all(times.first_token_s == times.end_s for times in served)
+    full = Batches()
+    monkeypatch.setattr(arrivals, "time", full)
+    assert arrivals.serve(full, REQUESTS, (0.0, 0.01, 0.02, 0.03), batch_size=2)[3].end_s == pytest.approx(
+        0.12
+    )
+    assert full.sizes == [1, 2, 1]
