@@ -58,7 +58,8 @@ def cache_bytes_per_token(num_layers: int, width: int, itemsize: int) -> int:
 def _best(work: Callable[[], object]) -> float:
     """Seconds of the fastest of the runs that fit into a second, after a first one."""
     work()
-    seconds, end = [], time.perf_counter() + SECONDS
+    seconds: list[float] = []
+    end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or not seconds:
         start = time.perf_counter()
         work()
