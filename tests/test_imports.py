@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "benchmarks.cases": {
         *("benchmarks.measure", "benchmarks.peers"),
         *("hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.distributed"),
-        *("numpy", "onnxruntime", "ray", "transformers"),
+        *("numpy", "onnxruntime", "ray", "torch", "transformers"),
     },
     "benchmarks.components": {
         *("benchmarks.measure", "hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.engine"),

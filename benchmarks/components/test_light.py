@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.components.conftest import Record, recorded_clock
-from benchmarks.measure.bounds import cache_bytes_per_token
-from benchmarks.measure.checkpoints import GPT2_124M
+from benchmarks.measure.bounds import memory_budget_mb
 from benchmarks.measure.fresh_processes import FIRST_TOKEN, first_token_s, in_fresh_processes
 from hgt_infer.artifact.folder import read_artifact
 
@@ -36,7 +35,6 @@ generator.generate([f"ab{number:02}" for number in range(int(sys.argv[2]))], par
 print(json.dumps({f"{name}_mb": number / 1e6 for name, number in memory_bytes().items()}))
 """
 
-CACHE_BYTES_PER_TOKEN = cache_bytes_per_token(GPT2_124M["n_layer"], GPT2_124M["n_embd"], 4)
 NUM_SLOTS, MAX_LENGTH, NUM_POSITIONS_USED = 16, 1024, 4 + 64
 
 
@@ -92,8 +90,3 @@ def test_memory(artifact: Path, record: Record) -> None:
     )
     budgets = {"budget_allocated_mb": allocated_mb, "budget_touched_mb": touched_mb}
     record(CASE, line, {"name": "memory", "precision": precision, **memory, **budgets})
-
-
-def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:
-    """1.25 × (weights + cache) and 150 MB for interpreter, libraries and activations."""
-    return 1.25 * (weights_mb + CACHE_BYTES_PER_TOKEN * num_positions / 1e6) + 150

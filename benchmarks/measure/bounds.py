@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from benchmarks.measure.checkpoints import GPT2_124M
+
 READ_MB = 512  # far more than any cache
 GEMM_SIZE = 1536
 SECONDS = 1.0
@@ -53,6 +55,12 @@ def cache_bytes_per_token(num_layers: int, width: int, itemsize: int) -> int:
     36864
     """
     return 2 * num_layers * width * itemsize
+
+
+def memory_budget_mb(weights_mb: float, *, num_positions: int) -> float:
+    """What a process of GPT-2 124M may take: 1.25 × (weights + fp32 cache), and 150 MB for all else."""
+    cache_mb = cache_bytes_per_token(GPT2_124M["n_layer"], GPT2_124M["n_embd"], 4) * num_positions / 1e6
+    return 1.25 * (weights_mb + cache_mb) + 150
 
 
 def _best(work: Callable[[], object]) -> float:

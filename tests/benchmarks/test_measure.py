@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from functools import partial
 
 import pytest
 from support.fake_backend import MIXED, TINY, FakeBackend
 
-from benchmarks.components.test_light import memory_budget_mb
 from benchmarks.measure import arrivals, bounds, environment
-from benchmarks.measure.bounds import measure_bounds, step_bytes
+from benchmarks.measure.bounds import measure_bounds, memory_budget_mb, step_bytes
 from benchmarks.measure.comparison import Comparison, Spread, compare, seconds_of_workload, take_turns
 from benchmarks.measure.environment import capture_environment
+from benchmarks.measure.fresh_processes import in_fresh_processes
 from benchmarks.measure.workloads import (
     MixedWorkload,
 )
@@ -55,6 +56,15 @@ def test_ratio_is_the_median_of_paired_rounds() -> None:
     assert comparison.tokens_per_s("ours") == 2 * 2 * 5 / 2.0
     assert comparison.ms_per_step("ours") == 400.0
     assert json.loads(json.dumps(comparison.record()))["seconds"]["theirs"] == [2.0, 8.0, 12.0]
+
+
+def test_the_last_line_of_a_fresh_process_counts_and_its_failure_is_told() -> None:
+    code = "import json, sys; print('noise'); print(json.dumps({'a': 1}))"
+    assert in_fresh_processes(code, num_rounds=2, num_warmups=0) == [{"a": 1}] * 2
+    with pytest.raises(RuntimeError, match=r"^exit 1: no GPU$"):
+        in_fresh_processes(f"{code}; sys.exit('more' + chr(10) + 'no GPU')", num_rounds=1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        in_fresh_processes("import time; time.sleep(60)", num_rounds=1, timeout_s=0.5)
 
 
 def test_spread_of_one_value() -> None:
