@@ -1,1 +1,1 @@
-"""What is measured."""
+"""What is measured: the suite of all peers, the service, prompts in bulk, scaling, quality, the demo."""
