@@ -78,7 +78,7 @@ def open_model(
         check_int("steps_per_sync", steps_per_sync, 1, MAX_STEPS_PER_SYNC)
     if num_threads is not None:
         check_int("num_threads", num_threads, 1, MAX_NUM_THREADS)
-    devices = open_devices(device, num_threads=num_threads or 0)
+    devices = open_devices(device, num_threads=num_threads or 0, cache_dir=cache_dir)
     kind = devices[0].kind
     if asked_slots is not None:
         check_int("num_slots", asked_slots, 1, MAX_NUM_SLOTS[kind])
@@ -124,7 +124,12 @@ def _load(
     return artifact
 
 
-def open_devices(device: str | Sequence[str], *, num_threads: int = 0) -> list[Device]:
+def open_devices(
+    device: str | Sequence[str],
+    *,
+    num_threads: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> list[Device]:
     """The devices called "cpu", "cuda" (the first GPU), "cuda:N" or "auto", or several of one kind.
 
     Args:
@@ -132,6 +137,7 @@ def open_devices(device: str | Sequence[str], *, num_threads: int = 0) -> list[D
             come several times. "auto" is the first GPU where CUDA can be used, else the CPU, with a
             warning where there is a GPU that cannot be used.
         num_threads: of a step on a CPU; 0 is one for each physical core.
+        cache_dir: where compiled kernels are kept; see cache_folder.
 
     Raises:
         ParameterError: another name, several kinds, or a GPU twice.
@@ -141,7 +147,7 @@ def open_devices(device: str | Sequence[str], *, num_threads: int = 0) -> list[D
     ['cpu', 'cpu']
     """
     if isinstance(device, str) and device == "auto":
-        return [_open_best(num_threads)]
+        return [_open_best(num_threads, cache_dir)]
     names = [device] if isinstance(device, str) else device
     if not isinstance(names, Sequence) or not names:
         raise ParameterError(f"device must be a name or a list of at least one; got {shown(device)}")
@@ -152,7 +158,10 @@ def open_devices(device: str | Sequence[str], *, num_threads: int = 0) -> list[D
         raise ParameterError(f"a GPU can be named once; got {shown(list(names))}")
     opened: list[Device] = []
     try:
-        opened.extend(CpuDevice(num_threads) if gpu_id is None else CudaDevice(gpu_id) for gpu_id in gpu_ids)
+        opened.extend(
+            CpuDevice(num_threads) if gpu_id is None else CudaDevice(gpu_id, cache_dir=cache_dir)
+            for gpu_id in gpu_ids
+        )
     except BaseException:
         for earlier in opened:
             earlier.close()
@@ -168,12 +177,12 @@ def _gpu_id(name: Any) -> int | None:
     return None if name == "cpu" else int(match[1] or 0)
 
 
-def _open_best(num_threads: int) -> Device:
+def _open_best(num_threads: int, cache_dir: str | os.PathLike[str] | None) -> Device:
     """The first GPU where CUDA can be used, else the CPU."""
     device: Device = CpuDevice(num_threads)
     if count_cuda_devices():
         try:
-            device = CudaDevice()
+            device = CudaDevice(cache_dir=cache_dir)
         except DeviceUnavailableError as error:
             logger.warning("device='auto' takes the CPU, though there is a GPU: %s", error)
     logger.info("device='auto' took %s", device.name)

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from support.fake_cuda import FakeCudart
+from support.fake_cudart import FakeCudart
 
 from hgt_infer.errors import DeviceUnavailableError, ParameterError
 from hgt_infer.opening import open_devices

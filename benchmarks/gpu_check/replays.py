@@ -17,7 +17,7 @@ from benchmarks.measure.checkpoints import SEED
 from benchmarks.measure.comparison import Spread
 from hgt_infer.cuda.memory import CapturedMemory
 from hgt_infer.cuda.sampler import CLUSTER_SIZES, Sampler
-from hgt_infer.cuda.slot_record import RECORD, WAITS
+from hgt_infer.cuda.slot_record import HOST_CONTROLLED, RECORD
 from hgt_infer.runtime.model_session import ModelSession, run_options
 
 NUM_REPLAYS = 50
@@ -78,7 +78,7 @@ class StepParts:
         host[...] = values
         self._hosts.append(host)
         with self.device.at_work():
-            self.device.copy_to_device(address, host)
+            self.device.stream.copy_to_device(address, host)
             self.device.synchronize()
 
     def open_model(self) -> None:
@@ -164,7 +164,7 @@ class StepParts:
         address, shape, dtype = self._places[name]
         host: NDArray[Any] = self.device.pinned(shape, dtype)
         with self.device.at_work():
-            self.device.copy_to_host(host, address)
+            self.device.stream.copy_to_host(host, address)
             self.device.synchronize()
         return host
 
@@ -196,7 +196,7 @@ def step_parts(subject: Subject, num_rows: int) -> Iterator[StepParts]:
 def records(num_rows: int, settings: dict[str, float]) -> NDArray[Any]:
     """Records of sequences that sample and wait, each with random numbers of its own."""
     rows = np.zeros(num_rows, RECORD)
-    values = {"temperature": 1.0, "top_p": 1.0, "prompt_length": 1, "holds": WAITS, **settings}
+    values = {"temperature": 1.0, "top_p": 1.0, "prompt_length": 1, "mode": HOST_CONTROLLED, **settings}
     for name, value in values.items():
         rows[name] = value
     rows["seed"] = SEED

@@ -77,17 +77,6 @@ class CaptureGate:
                 self._changed.notify_all()
             self._run_put_off()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether this thread is in a section, or alone."""
-        thread = threading.get_ident()
-        return thread in self._depths or self._alone == thread
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this thread is alone."""
-        return self._alone == threading.get_ident()
-
     def run_or_put_off(self, release: Callable[[], None]) -> None:
         """Free something now or, during a capture, after it. Never waits: called by the garbage collector."""
         self._put_off.append(release)

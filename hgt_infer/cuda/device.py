@@ -1,20 +1,21 @@
-"""CudaDevice: one GPU, through the CUDA runtime's own functions, on one stream.
+"""CudaDevice: one GPU: its memory, sessions and kernels, and the stream that they all use.
 
-ONNX Runtime computes on the same stream, so that runs and copies happen in the order of their calls.
+ONNX Runtime computes on the same stream, so that runs and copies happen in the order of their calls. What is
+queued there, and what CUDA's errors mean, is in stream.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from ctypes import addressof, c_char, c_int, c_size_t, c_void_p
+from ctypes import c_char, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -26,19 +27,15 @@ from hgt_infer.cuda.runtime import (
     COMPUTE_CAPABILITY_MAJOR,
     COMPUTE_CAPABILITY_MINOR,
     DEVICE_TO_DEVICE,
-    DEVICE_TO_HOST,
-    HOST_TO_DEVICE,
     MAX_SHARED_BYTES_OPTIN,
-    NOT_READY,
     OUT_OF_MEMORY,
     Copy3D,
     Extent,
     PitchedPointer,
     load_cuda,
 )
+from hgt_infer.cuda.stream import CudaEvent, CudaStream
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
-
-logger = logging.getLogger(__name__)
 
 PROVIDER_OPTIONS: dict[str, str] = {
     # Grow by what is asked for, not by powers of two: the cache is allocated beside it.
@@ -58,9 +55,6 @@ PROVIDER_OPTIONS: dict[str, str] = {
 
 SESSION_ENTRIES: dict[str, str] = {}
 """Configuration entries that every session on CUDA has."""
-
-_NON_BLOCKING_STREAM = 1  # cudaStreamNonBlocking: does not wait for the default stream
-_EVENT_WITHOUT_TIMING = 2  # cudaEventDisableTiming; cudaEventBlockingSync is off: waiting spins
 
 
 def session_settings(device_id: int) -> tuple[ort.SessionOptions, dict[str, str]]:
@@ -89,22 +83,20 @@ class _Section:
 class _Owned:
     """What a device has allocated, freed when the device is closed or collected."""
 
-    def __init__(self, cudart: Any, device_id: int) -> None:
+    def __init__(self, cudart: Any, device_id: int, stream: CudaStream) -> None:
         self.cudart = cudart
         self.device_id = device_id
-        self.stream: int | None = None
+        self.stream = stream
         self.sessions: list[ort.InferenceSession] = []  # which free memory and graphs when they end
         self.kernels: list[Kernel] = []
-        self.events: list[int] = []
         self.addresses: list[int] = []
         self.pinned: list[Any] = []  # keeps page-locked memory until nothing queued can refer to it
 
     def release(self) -> None:
-        """Free everything; the stream's work is done before."""
-        cudart, stream = self.cudart, self.stream
-        self.stream = None
+        """Wait for the stream, and free everything."""
+        cudart = self.cudart
         cudart.cudaSetDevice(self.device_id)
-        if stream is not None and cudart.cudaStreamSynchronize(stream):
+        if cudart.cudaStreamSynchronize(self.stream.handle):
             # ONNX Runtime's destructor of a captured graph throws then, which ends the process.
             for session in self.sessions:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
@@ -112,12 +104,9 @@ class _Owned:
         while self.kernels:
             with contextlib.suppress(EngineError):  # of a GPU that has failed
                 self.kernels.pop().close()
-        while self.events:
-            cudart.cudaEventDestroy(self.events.pop())
         while self.addresses:
             cudart.cudaFree(self.addresses.pop())
-        if stream is not None:
-            cudart.cudaStreamDestroy(stream)
+        self.stream.destroy()
         cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
         self.pinned.clear()
 
@@ -135,35 +124,6 @@ class GpuLimits:
     max_shared_bytes: int
 
 
-class CudaEvent:
-    """A mark in a device's stream."""
-
-    def __init__(self, device: CudaDevice, event: int) -> None:
-        self._device = device
-        self._event = event
-        self._record = device.cudart.cudaEventRecord
-        self._stream = device.stream
-
-    def record(self) -> None:
-        """Put the mark behind everything that was queued so far; asynchronous."""
-        status = self._record(self._event, self._stream)
-        if status:
-            self._device.fail(status, "cudaEventRecord")
-
-    def wait(self) -> None:
-        """Wait until the stream has passed the mark."""
-        self._device.check(self._device.cudart.cudaEventSynchronize(self._event), "cudaEventSynchronize")
-
-    def query(self) -> bool:
-        """Whether the stream has passed the mark."""
-        status = self._device.cudart.cudaEventQuery(self._event)
-        if status == NOT_READY:
-            self._device.cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
-            return False
-        self._device.check(status, "cudaEventQuery")
-        return True
-
-
 class CudaArray:
     """Device memory with a page-locked mirror; see DeviceArray."""
 
@@ -172,12 +132,12 @@ class CudaArray:
         self.host: NDArray[Any] = device.pinned(shape, dtype)
         self.address = device.allocate(self.host.nbytes)
 
-    def upload(self, stop: int, first_row: int = 0) -> None:
+    def upload(self, num_rows: int) -> None:
         """See DeviceArray."""
-        rows = self.host[first_row:stop]
+        rows = self.host[:num_rows]
         if rows.size:
             with self._device.at_work():
-                self._device.copy_to_device(self.address + first_row * self.host.strides[0], rows)
+                self._device.stream.copy_to_device(self.address, rows)
                 self._device.synchronize()
 
     def download(self, num_rows: int) -> None:
@@ -185,7 +145,7 @@ class CudaArray:
         rows = self.host[:num_rows]
         if rows.size:
             with self._device.at_work():
-                self._device.copy_to_host(rows, self.address)
+                self._device.stream.copy_to_host(rows, self.address)
                 self._device.synchronize()
 
 
@@ -194,12 +154,12 @@ class CudaCache:
 
     def __init__(self, shape: tuple[int, int, int, int, int], dtype: DTypeLike, device: CudaDevice) -> None:
         num_arrays, num_slots, num_heads, max_length, head_size = shape
-        self._device = device
+        self._stream = device.stream
         self._position_bytes = head_size * np.dtype(dtype).itemsize
         self._num_heads = num_heads
         pitch = max_length * self._position_bytes  # from a head to the next
         self.address = device.allocate(num_arrays * num_slots * num_heads * pitch)
-        # Rows are heads, slices are arrays; the runtime reads the struct before the call returns.
+        # Rows are heads, slices are arrays.
         memory = PitchedPointer(self.address, pitch, pitch, num_slots * num_heads)
         self._copy = Copy3D(
             srcPtr=memory,
@@ -207,7 +167,6 @@ class CudaCache:
             extent=Extent(0, num_heads, num_arrays),
             kind=DEVICE_TO_DEVICE,
         )
-        self._reference = ctypes.byref(self._copy)
 
     def copy_prefix(self, source_slot: int, target_slot: int, length: int) -> None:
         """See CacheArray; asynchronous."""
@@ -215,24 +174,22 @@ class CudaCache:
         copy.srcPos.y = source_slot * self._num_heads
         copy.dstPos.y = target_slot * self._num_heads
         copy.extent.width = length * self._position_bytes
-        self._device.check(
-            self._device.cudart.cudaMemcpy3DAsync(self._reference, self._device.stream), "cudaMemcpy3DAsync"
-        )
+        self._stream.copy_3d(copy)
 
 
 class CudaDevice:
     """The CUDA provider on one GPU.
 
-    Copies, fills and events are asynchronous, in the order of their calls, on one stream; so are runs
-    with the run option disable_synchronize_execution_providers. What a thread queues and waits for
-    belongs into `with device.at_work():`.
+    Runs with the run option disable_synchronize_execution_providers are queued on the stream, as copies
+    are. What a thread queues and waits for belongs into `with device.at_work():`.
 
     Args:
         device_id: the GPU's number, as the driver counts.
+        cache_dir: where compiled kernels are kept; see cache_folder.
         cudart: what stands in for the CUDA runtime in tests.
 
     Attributes:
-        stream: the address of its stream.
+        stream: where all work is queued.
         cudart: the CUDA runtime's functions.
 
     Raises:
@@ -241,27 +198,20 @@ class CudaDevice:
 
     kind = "cuda"
 
-    def __init__(self, device_id: int = 0, *, cudart: Any = None) -> None:
+    def __init__(
+        self, device_id: int = 0, *, cache_dir: str | os.PathLike[str] | None = None, cudart: Any = None
+    ) -> None:
         self.device_id = device_id
         self.name = f"cuda:{device_id}"
         self.cudart: Any = load_cuda(device_id) if cudart is None else cudart
-        self._memcpy_async = self.cudart.cudaMemcpyAsync
-        self._memcpy_2d_async = self.cudart.cudaMemcpy2DAsync
-        self._owned = _Owned(self.cudart, device_id)
+        self._cache_dir = cache_dir
         self._section = _Section(self.cudart.cudaSetDevice, device_id)
+        with self.at_work():
+            self.stream = CudaStream(self.cudart, device_id)
+        self._owned = _Owned(self.cudart, device_id, self.stream)
         # Not at the interpreter's exit: threads may still run, and the driver frees everything anyway.
         self._finalizer = weakref.finalize(self, GATE.run_or_put_off, self._owned.release)
         self._finalizer.atexit = False
-        stream = c_void_p()
-        with self.at_work():
-            status = self.cudart.cudaSetDevice(device_id) or self.cudart.cudaStreamCreateWithFlags(
-                ctypes.byref(stream), _NON_BLOCKING_STREAM
-            )
-            if status:
-                raise DeviceUnavailableError(f"{self.name} cannot be used: {self._describe(status)}")
-        assert stream.value
-        self.stream: int = stream.value
-        self._owned.stream = self.stream
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CudaArray:
         """See Device."""
@@ -279,7 +229,7 @@ class CudaDevice:
         # Prompts come in any shape; a memory plan kept for each of them would grow without bound.
         options.enable_mem_pattern = False
         provider_options |= {
-            "user_compute_stream": str(self.stream),
+            "user_compute_stream": str(self.stream.handle),
             "enable_cuda_graph": "1" if captured else "0",
         }
         if memory_limit is not None:
@@ -315,12 +265,13 @@ class CudaDevice:
         with self.at_work():
             kernel = CudaKernel(
                 f"sm_{major}{minor}",
-                self.stream,
+                self.stream.handle,
                 path,
                 name,
                 block_size=block_size,
                 defines=defines,
                 addresses=addresses,
+                cache_dir=self._cache_dir,
             )
         self._owned.kernels.append(kernel)
         return kernel
@@ -336,7 +287,7 @@ class CudaDevice:
         value = c_int()
         with self.at_work():
             status = self.cudart.cudaDeviceGetAttribute(ctypes.byref(value), attribute, self.device_id)
-            self.check(status, "cudaDeviceGetAttribute")
+            self.stream.check(status, "cudaDeviceGetAttribute")
         return value.value
 
     def memory(self) -> tuple[int, int]:
@@ -344,7 +295,7 @@ class CudaDevice:
         free, total = c_size_t(), c_size_t()
         with self.at_work():
             status = self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-            self.check(status, "cudaMemGetInfo")
+            self.stream.check(status, "cudaMemGetInfo")
         return free.value, total.value
 
     def allocate(self, num_bytes: int) -> int:
@@ -359,10 +310,10 @@ class CudaDevice:
             if status == OUT_OF_MEMORY:
                 self.cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
                 raise DeviceMemoryError(f"{num_bytes:,} bytes do not fit {self._room()}")
-            self.check(status, "cudaMalloc")
+            self.stream.check(status, "cudaMalloc")
             assert address.value
             self._owned.addresses.append(address.value)
-            self.fill_zero(address.value, num_bytes)
+            self.stream.fill_zero(address.value, num_bytes)
         return address.value
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -379,7 +330,7 @@ class CudaDevice:
             if status == OUT_OF_MEMORY:
                 self.cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
                 raise DeviceMemoryError(f"{num_bytes:,} bytes of host memory could not be page-locked")
-            self.check(status, "cudaHostAlloc")
+            self.stream.check(status, "cudaHostAlloc")
         assert address.value
         memory = (c_char * num_bytes).from_address(address.value)
         free_host, pinned_address = self.cudart.cudaFreeHost, address.value
@@ -390,49 +341,14 @@ class CudaDevice:
         self._owned.pinned.append(array)
         return array[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    def copy_to_device(self, address: int, host: NDArray[Any]) -> None:
-        """Queue a copy of a C-contiguous page-locked array, unchanged until the stream has passed."""
-        status = self._memcpy_async(address, _address(host), host.nbytes, HOST_TO_DEVICE, self.stream)
-        if status:
-            self.fail(status, "cudaMemcpyAsync")
-
-    def copy_columns_to_device(self, address: int, pitch: int, host: NDArray[Any]) -> None:
-        """Queue a copy of a C-contiguous page-locked array [height, width]: rows go `pitch` bytes apart."""
-        height, width = host.shape[0], host.shape[1] * host.itemsize
-        status = self._memcpy_2d_async(
-            address, pitch, _address(host), width, width, height, HOST_TO_DEVICE, self.stream
-        )
-        self.check(status, "cudaMemcpy2DAsync")
-
-    def copy_to_host(self, host: NDArray[Any], address: int) -> None:
-        """Queue a copy into a C-contiguous page-locked array, to be read when the stream has passed."""
-        status = self._memcpy_async(_address(host), address, host.nbytes, DEVICE_TO_HOST, self.stream)
-        if status:
-            self.fail(status, "cudaMemcpyAsync")
-
-    def copy_within(self, target: int, source: int, num_bytes: int) -> None:
-        """Queue a copy from one device address to another; the two do not overlap."""
-        self.check(
-            self._memcpy_async(target, source, num_bytes, DEVICE_TO_DEVICE, self.stream), "cudaMemcpyAsync"
-        )
-
-    def fill_zero(self, address: int, num_bytes: int) -> None:
-        """Queue a fill of device memory by zeros."""
-        self.check(self.cudart.cudaMemsetAsync(address, 0, num_bytes, self.stream), "cudaMemsetAsync")
-
     def event(self) -> CudaEvent:
         """An event of the stream, freed by close."""
-        event = c_void_p()
         with self.at_work():
-            status = self.cudart.cudaEventCreateWithFlags(ctypes.byref(event), _EVENT_WITHOUT_TIMING)
-            self.check(status, "cudaEventCreateWithFlags")
-        assert event.value
-        self._owned.events.append(event.value)
-        return CudaEvent(self, event.value)
+            return self.stream.event()
 
     def synchronize(self) -> None:
-        """Wait until the stream has passed everything that was queued."""
-        self.check(self.cudart.cudaStreamSynchronize(self.stream), "cudaStreamSynchronize")
+        """See Device."""
+        self.stream.synchronize()
 
     def at_work(self) -> AbstractContextManager[None]:
         """The section in which a thread queues work and waits for it, with this GPU as its current one.
@@ -456,38 +372,12 @@ class CudaDevice:
             with self.at_work():
                 self._owned.release()
 
-    def check(self, status: int, function: str) -> None:
-        """Raise what a CUDA function's status says, if anything.
-
-        Raises:
-            DeviceMemoryError: out of memory.
-            EngineError: any other error, perhaps of work that was queued earlier.
-        """
-        if status:
-            self.fail(status, function)
-
-    def fail(self, status: int, function: str) -> NoReturn:
-        """Raise what a CUDA function's status says; see check."""
-        self.cudart.cudaGetLastError()  # ONNX Runtime would take it for its own
-        message = f"{function} on {self.name}, or work queued before it: {self._describe(status)}"
-        raise DeviceMemoryError(message) if status == OUT_OF_MEMORY else EngineError(message)
-
-    def _describe(self, status: int) -> str:
-        name, text = self.cudart.cudaGetErrorName(status), self.cudart.cudaGetErrorString(status)
-        return f"{name.decode()} ({status}): {text.decode()}"
-
     def _room(self) -> str:
         free, total = self.memory()
         return (
             f"on {self.name}: {free:,} of its {total:,} bytes are free "
             "(other processes may hold a part of them)"
         )
-
-
-def _address(array: NDArray[Any]) -> int:
-    """The address of a C-contiguous array that is not empty; `ctypes.data` takes three times as long."""
-    buffer: Any = array
-    return addressof(c_char.from_buffer(buffer))
 
 
 def _says_out_of_memory(error: Exception) -> bool:

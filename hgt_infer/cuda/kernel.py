@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
@@ -71,6 +72,7 @@ class CudaKernel:
         block_size: threads of a block; the source knows it as BLOCK.
         defines: more macros, and their values.
         addresses: the function's arguments.
+        cache_dir: where compiled code is kept; see cache_folder.
 
     Raises:
         DeviceUnavailableError: NVRTC is not installed.
@@ -88,10 +90,11 @@ class CudaKernel:
         block_size: int,
         defines: Mapping[str, int],
         addresses: Sequence[int],
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         # A launch only queues: PyDLL keeps the interpreter's lock, which takes longer to get back.
         self._driver: Any = ctypes.PyDLL(DRIVER)
-        code = compile_kernel(path, architecture, {"BLOCK": block_size, **defines})
+        code = compile_kernel(path, architecture, {"BLOCK": block_size, **defines}, cache_dir=cache_dir)
         self._module, self._function = c_void_p(), c_void_p()
         self._call("cuModuleLoadData", byref(self._module), code)
         self._call("cuModuleGetFunction", byref(self._function), self._module, name.encode())
@@ -124,10 +127,8 @@ class CudaKernel:
         self._check(status, "cuLaunchKernelEx")
 
     def close(self) -> None:
-        """See Kernel; twice is once."""
-        if self._module:
-            module, self._module = self._module, c_void_p()
-            self._call("cuModuleUnload", module)
+        """See Kernel."""
+        self._call("cuModuleUnload", self._module)
 
     def _config(self, num_rows: int, cluster_size: int, shared_bytes: int) -> Any:
         """A reference to a launch's shape; the function may take so much shared memory from then on."""
@@ -160,8 +161,16 @@ class CudaKernel:
         return f"{(name.value or b'unknown error').decode()} ({status})"
 
 
-def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) -> bytes:
+def compile_kernel(
+    path: Path,
+    architecture: str,
+    defines: Mapping[str, int],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> bytes:
     """Machine code for an architecture such as "sm_90", from a file of CUDA C++ or from the cache on disk.
+
+    The cache is the folder "kernels" of cache_folder(cache_dir).
 
     Raises:
         DeviceUnavailableError: NVRTC is not installed.
@@ -177,7 +186,7 @@ def compile_kernel(path: Path, architecture: str, defines: Mapping[str, int]) ->
     options = [f"--gpu-architecture={architecture}", *(f"-D{key}={value}" for key, value in defines.items())]
     made_of = f"nvrtc {nvrtc_version(nvrtc)} {' '.join(options)}\n".encode() + source
     try:
-        folder = cache_folder()
+        folder = cache_folder(cache_dir)
     except RuntimeError:  # the user has no home
         return _compile(nvrtc, path.name, source, architecture, options)
     cached = folder / "kernels" / f"{path.stem}-{hashlib.sha256(made_of).hexdigest()}.cubin"
@@ -216,7 +225,7 @@ def _read(nvrtc: Any, what: str, program: c_void_p) -> bytes:
 
 
 def _read_cached(path: Path) -> bytes | None:
-    """The code in a file of the cache, if it is whole: its SHA-256 stands before it."""
+    """The code in a file of the cache, if it is whole: it begins with its SHA-256."""
     try:
         content = path.read_bytes()
     except OSError:

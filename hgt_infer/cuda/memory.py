@@ -19,7 +19,7 @@ WORD_BYTES = 4
 
 
 class CapturedMemory:
-    """What lies on the device beside weights, activations and cache, allocated once: addresses."""
+    """Addresses of what is on the device beside weights, activations and cache, allocated once."""
 
     def __init__(self, artifact: Artifact, device: CudaDevice, num_rows: int, max_length: int) -> None:
         vocab_size = artifact.config.vocab_size
@@ -40,23 +40,23 @@ class CapturedMemory:
         self.prefill_logits = device.allocate(MAX_PREFILL_TOKENS * self.logits_bytes)
 
     def record(self, slot: int) -> int:
-        """Of the slot's record."""
+        """The address of the slot's record."""
         return self.records + slot * RECORD.itemsize
 
     def logits_of(self, slot: int) -> int:
-        """Of the slot's logits [V]."""
+        """The address of the slot's logits [V]."""
         return self.logits + slot * self.logits_bytes
 
     def adjustments(self, slot: int) -> int:
-        """Of the slot's logit_bias; its repetition_penalty lies adjustments_pitch behind."""
+        """The address of the slot's logit_bias; its repetition_penalty is adjustments_pitch bytes behind."""
         return self._adjustments + slot * self.vocab_bytes
 
     def token_counts(self, slot: int) -> int:
-        """Of the slot's counts of output tokens, uint32 [V]."""
+        """The address of the slot's counts of output tokens, uint32 [V]."""
         return self.adjustments(slot) + 2 * self.adjustments_pitch
 
     def step_buffers(self) -> ModelBuffers:
-        """Of a step over all rows: the state goes in as it lies."""
+        """What a captured step reads and writes: the state itself is its input."""
         positions = self.state + self.state_pitch
         return ModelBuffers(
             input_ids=self.state,
@@ -68,7 +68,7 @@ class CapturedMemory:
         )
 
     def prefill_buffers(self, total_sequence_length: int, first_output: int) -> ModelBuffers:
-        """Of a prefill."""
+        """What a prefill reads and writes."""
         pitch = MAX_PREFILL_TOKENS * WORD_BYTES
         return ModelBuffers(
             input_ids=self.prefill,
@@ -80,7 +80,7 @@ class CapturedMemory:
         )
 
     def sampler_arguments(self) -> list[int]:
-        """In the order of sampler.cu."""
+        """The kernel's arguments, in the order of sampler.cu."""
         return [
             self.logits,
             self.state,
@@ -100,7 +100,7 @@ class Staging:
         assert RECORD.names is not None
         self.fields = {name: self.records[name] for name in RECORD.names}
         self.states = device.pinned((num_rows, 2, 1), np.int32)
-        self.holds = device.pinned((num_rows, 1), np.int32)
+        self.modes = device.pinned((num_rows, 1), np.int32)
         self.columns = device.pinned((num_rows, 3, 1), np.float32)
         self.tables = device.pinned((STAGED_TABLES, 2, config.vocab_size), np.float32)
         self.num_tables = 0

@@ -73,7 +73,6 @@ def plan_slots(
     free_bytes: int,
     weight_bytes: int = 0,
     num_slots: int | None = None,
-    reserve_bytes: int = RESERVE_BYTES,
 ) -> int:
     """The largest bucket of slots that fits, or the bucket of `num_slots` if that fits.
 
@@ -84,7 +83,6 @@ def plan_slots(
         free_bytes: of the device's memory (CudaDevice.memory).
         weight_bytes: size of model.onnx.data; 0 where the weights are loaded already.
         num_slots: what was asked for, 1 … 256; None for as many as fit.
-        reserve_bytes: what is left free.
 
     Raises:
         DeviceMemoryError: it does not fit; the message says what would.
@@ -96,7 +94,7 @@ def plan_slots(
             + model_memory_limit(
                 config, dtype, num_slots=num_slots, max_length=max_length, weight_bytes=weight_bytes
             )
-            + reserve_bytes
+            + RESERVE_BYTES
         )
 
     fitting = [bucket for bucket in BUCKETS if needed(bucket, max_length) <= free_bytes]

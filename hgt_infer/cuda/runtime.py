@@ -23,12 +23,12 @@ MIN_DRIVER = 13000
 NVRTC = "libnvrtc.so.13"
 LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", NVRTC)
 """What ONNX Runtime's CUDA provider is linked with, besides the driver, and our kernel's compiler. A library
-stands behind those it needs."""
+comes behind those that it needs."""
 
 # enum cudaMemcpyKind
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
 # enum cudaError
-OUT_OF_MEMORY, NOT_READY = 2, 600
+OUT_OF_MEMORY = 2
 # enum cudaDeviceAttr
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR, MAX_SHARED_BYTES_OPTIN = 75, 76, 97
 
@@ -87,7 +87,6 @@ _QUEUEING = {
     "cudaMemcpy3DAsync": (POINTER(Copy3D), c_void_p),
     "cudaMemsetAsync": (c_void_p, c_int, c_size_t, c_void_p),
     "cudaEventRecord": (c_void_p, c_void_p),
-    "cudaEventQuery": (c_void_p,),
     "cudaGetLastError": (),
 }
 

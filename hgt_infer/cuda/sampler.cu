@@ -1,12 +1,12 @@
-// The sampler on CUDA: a cluster of blocks (one block, where many rows run) draws a row's next token and puts the
-// row's slot one step on.
+// The sampler on CUDA: a cluster of blocks (one block, where many rows run) samples a row's next token and writes
+// the row's next input id and position.
 //
 // Every choice rests on a token's level: how far its logit lies below the row's largest one, over the temperature,
 // as a fixed-point number. A level gives a weight, exp(-level) as a whole number; levels and sums of weights are
 // exact from there, and the token is the one at which the sum of weights, in the order of ids, passes a random
 // number. So no result depends on the order of the threads, on their number, or on the number of blocks.
-// Filters, their order and their borders are those of hgt_infer/sampling.py. The macros are given to the
-// compiler by hgt_infer/sampling_kernel.py. Layout and meaning of a record: hgt_infer/slot_record.py.
+// Filters, their order and their borders are those of hgt_infer/sampling/host.py. The macros are given to the
+// compiler by hgt_infer/cuda/sampler.py. Layout of a record, modes and reports: hgt_infer/cuda/slot_record.py.
 //
 // A launch has a grid of (blocks of a cluster, rows). A row lies in memory from any element on, while vectors are
 // read at multiples of 8 elements: so a token's *place* is its id plus what the row's start is behind such a
@@ -24,7 +24,7 @@ typedef unsigned long long u64;
 #define ALL_LANES 0xffffffffu
 #define WARP (BLOCK < 32 ? BLOCK : 32)
 #define NUM_WARPS (BLOCK / WARP)
-#define NUM_TAKEN 4  // levels that a thread takes at once
+#define LEVELS_READ 4  // levels that a thread reads at once
 #define NUM_CHUNKS ((VOCAB_SIZE + NUM_READ - 1 + CHUNK - 1) / CHUNK)
 #define NUM_VALUES (NUM_CHUNKS > NUM_BINS ? NUM_CHUNKS : NUM_BINS)
 
@@ -81,7 +81,7 @@ struct Record {
     int min_length;  // end-of-text is suppressed while position + 1 is below
     int prompt_length;
     int last_position;
-    int holds;
+    int mode;
     int is_adjusted;
     float repetition_penalty, frequency_penalty, first_penalty;
     int eos_token_ids[NUM_EOS_TOKENS];  // -1 behind them
@@ -103,14 +103,14 @@ struct Found {
 
 // What a block has in its own memory; behind it the levels of its places.
 struct alignas(16) Shared {
-    Bins bins[2];             // in turns: one is cleared while the other one is read
+    Bins bins[2];             // one is cleared while the other one is read
     u64 values[NUM_VALUES];   // of the whole cluster: bins or chunks; or weights of a chunk
     u64 chunks[NUM_CHUNKS];   // sums of the block's own chunks
     u64 peaks[32];            // of each warp
     u64 peak;                 // of the block
     Found found;
 };
-static_assert(sizeof(Shared) == SHARED_BYTES, "hgt_infer/sampling_kernel.py reckons with another size");
+static_assert(sizeof(Shared) == SHARED_BYTES, "hgt_infer/cuda/sampler.py has another size");
 
 // The row at hand. Pointers are to place 0, which may lie before the row.
 struct Row {
@@ -124,7 +124,7 @@ struct Row {
     float lowest;  // what top_k leaves of the logits
     u32* kept;     // levels of this block's places, where KEEPS_LEVELS
     Shared* shared;
-    int turn;  // which of the bins is clear
+    int clear_bins;  // which of the bins are all zero
 };
 
 static __device__ int chunks_per_block() { return (NUM_CHUNKS + gridDim.x - 1) / gridDim.x; }
@@ -181,8 +181,8 @@ static __device__ u32 level_of(const Row& row, float logit) {
     return level <= MAX_LEVEL && logit >= row.lowest ? (u32)level : NO_LEVEL;
 }
 
-// Levels of the NUM_TAKEN places from `place` on, which is one of this block's.
-static __device__ void take_levels(const Row& row, int place, u32* levels) {
+// Levels of the LEVELS_READ places from `place` on, which is one of this block's.
+static __device__ void read_levels(const Row& row, int place, u32* levels) {
 #if KEEPS_LEVELS
     uint4 vector = *(const uint4*)(row.kept + (place - CHUNK * row.first_chunk));
     levels[0] = vector.x;
@@ -190,9 +190,9 @@ static __device__ void take_levels(const Row& row, int place, u32* levels) {
     levels[2] = vector.z;
     levels[3] = vector.w;
 #else
-    float logits[NUM_TAKEN];
-    read_logits<NUM_TAKEN>(row, place, logits);
-    UNROLLED for (int i = 0; i < NUM_TAKEN; i++) levels[i] = level_of(row, logits[i]);
+    float logits[LEVELS_READ];
+    read_logits<LEVELS_READ>(row, place, logits);
+    UNROLLED for (int i = 0; i < LEVELS_READ; i++) levels[i] = level_of(row, logits[i]);
 #endif
 }
 
@@ -375,12 +375,12 @@ static __device__ Found key_that_reaches(Row& row, What what, u32 limit, Goal go
     const int top = what == IDS && VOCAB_SIZE <= 1 << 16 ? 8 : 24;
     const int first = CHUNK * row.first_chunk, last = CHUNK * row.last_chunk;
     for (int shift = top; shift >= 0; shift -= 8) {  // a digit at a time, the highest first
-        Bins& bins = shared.bins[row.turn];
-        Bins& others = shared.bins[row.turn ^= 1];
-        for (int place = first + NUM_TAKEN * threadIdx.x; place < last; place += NUM_TAKEN * BLOCK) {
-            u32 levels[NUM_TAKEN];
-            take_levels(row, place, levels);
-            UNROLLED for (int i = 0; i < NUM_TAKEN; i++) {
+        Bins& bins = shared.bins[row.clear_bins];
+        Bins& others = shared.bins[row.clear_bins ^= 1];
+        for (int place = first + LEVELS_READ * threadIdx.x; place < last; place += LEVELS_READ * BLOCK) {
+            u32 levels[LEVELS_READ];
+            read_levels(row, place, levels);
+            UNROLLED for (int i = 0; i < LEVELS_READ; i++) {
                 u32 level = levels[i], key = level;
                 bool is_summed = what == TOKENS || what == WEIGHT ? level <= limit : level == limit;
                 if (what == IDS) key = place + i - row.shift;
@@ -445,11 +445,11 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
 
     for (int chunk = row.first_chunk + warp_of_thread(); chunk < row.last_chunk; chunk += NUM_WARPS) {
         u64 sum = 0;
-        for (int i = NUM_TAKEN * lane_of_thread(); i < CHUNK; i += NUM_TAKEN * WARP) {
-            u32 levels[NUM_TAKEN];
+        for (int i = LEVELS_READ * lane_of_thread(); i < CHUNK; i += LEVELS_READ * WARP) {
+            u32 levels[LEVELS_READ];
             int place = CHUNK * chunk + i;
-            take_levels(row, place, levels);
-            UNROLLED for (int j = 0; j < NUM_TAKEN; j++) sum += kept_weight(filter, levels[j], place + j - row.shift);
+            read_levels(row, place, levels);
+            UNROLLED for (int j = 0; j < LEVELS_READ; j++) sum += kept_weight(filter, levels[j], place + j - row.shift);
         }
         for (int distance = WARP / 2; distance > 0; distance /= 2)
             sum += __shfl_xor_sync(ALL_LANES, sum, distance);
@@ -463,11 +463,11 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
     Found found = search(shared, NUM_CHUNKS, [=](u64 total) { return __umul64hi(random, total) + 1; });
     int chunk = found.index;
     if (chunk < row.first_chunk || chunk >= row.last_chunk) return -1;
-    for (int i = NUM_TAKEN * threadIdx.x; i < CHUNK; i += NUM_TAKEN * BLOCK) {
-        u32 levels[NUM_TAKEN];
+    for (int i = LEVELS_READ * threadIdx.x; i < CHUNK; i += LEVELS_READ * BLOCK) {
+        u32 levels[LEVELS_READ];
         int place = CHUNK * chunk + i;
-        take_levels(row, place, levels);
-        UNROLLED for (int j = 0; j < NUM_TAKEN; j++)
+        read_levels(row, place, levels);
+        UNROLLED for (int j = 0; j < LEVELS_READ; j++)
             shared.values[i + j] = kept_weight(filter, levels[j], place + j - row.shift);
     }
     __syncthreads();
@@ -475,7 +475,7 @@ static __device__ int drawn(Row& row, const Record& record, u64 random) {
     return CHUNK * chunk + search(shared, CHUNK, [=](u64) { return goal; }).index - row.shift;
 }
 
-// logits [rows, VOCAB_SIZE]; input_ids, positions [rows]: the state of each row, put one step on;
+// logits [rows, VOCAB_SIZE]; input_ids, positions [rows]: the state of each row, read and advanced;
 // records [rows]; logit_bias, repetition_penalty, token_counts [rows, VOCAB_SIZE] of adjusted rows;
 // token_ids [rows]: what is reported. All arrays [rows, VOCAB_SIZE] start at multiples of 16 bytes.
 extern "C" __global__ void __launch_bounds__(BLOCK) sample(
@@ -491,10 +491,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
     cluster_sync();  // before one thread writes what all have read
 
     int next_id = record.fed_tokens[position + 1 < NUM_FED_TOKENS ? position + 1 : NUM_FED_TOKENS - 1];
-    int report = FED;
+    int report = PROMPT_TOKEN;
     bool is_writer = blockIdx.x == 0;
-    if (record.holds == STANDS) {
-        report = HELD;
+    if (record.mode == IDLE) {
+        report = PROPOSED;
     } else if (next_id < 0) {
         const int shift = first % NUM_READ;
         const int num_own = chunks_per_block();
@@ -511,7 +511,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
         u64 peak = find_peak(row);
         row.peak = logit_of(peak);
         if (row.peak - row.peak != 0) {
-            report = UNRESOLVED;  // nothing left, or not a number: the host says which
+            report = NOT_FINITE;  // nothing left, or not a number: the host says which
         } else {
             if (record.temperature == 0) {
                 next_id = id_of(peak);
@@ -522,13 +522,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
                 next_id = drawn(row, record, philox(record.seed, record.sample_index, word));
                 is_writer = next_id >= 0;
             }
-            report = record.holds ? HELD - next_id : next_id;
+            report = record.mode == HOST_CONTROLLED ? PROPOSED - next_id : next_id;
         }
     }
 
     if (threadIdx.x == 0 && is_writer) {
         token_ids[row_index] = report;
-        if (report >= FED) {
+        if (report >= PROMPT_TOKEN) {
             input_ids[row_index] = next_id;
             positions[row_index] = position < record.last_position ? position + 1 : position;
         }

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hgt_infer.cuda.device import CudaDevice
-from hgt_infer.cuda.slot_record import FED, HELD, MAX_EOS_TOKENS, MAX_FED_TOKENS, STANDS, UNRESOLVED
+from hgt_infer.cuda.slot_record import (
+    HOST_CONTROLLED,
+    IDLE,
+    MAX_EOS_TOKENS,
+    MAX_FED_TOKENS,
+    NOT_FINITE,
+    PROMPT_TOKEN,
+    PROPOSED,
+)
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.sampling.host import UNIFORMS_PER_STEP
 
@@ -65,7 +73,6 @@ class Sampler:
         logits, _, _, _, logit_bias, repetition_penalty, *_ = addresses
         assert not any(address % _VECTOR_BYTES for address in (logits, logit_bias, repetition_penalty))
         limits = device.limits()
-        self._device = device
         self._vocab_size = vocab_size
         has_clusters = limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY
         sizes = [size for size in cluster_sizes if size == 1 or has_clusters]
@@ -87,7 +94,6 @@ class Sampler:
             self._max_rows = {size: number for size, number in numbers.items() if number or size == 1}
             if self._max_rows:
                 break
-            self.close()
         else:
             raise ModelFormatError(f"a vocabulary of {vocab_size:,} tokens is too large for {device.name}")
         self._launches: dict[int, Callable[[], None]] = {}
@@ -104,11 +110,6 @@ class Sampler:
             shape = {"cluster_size": size, "shared_bytes": self._shared_bytes(size)}
             self._launches[num_rows] = partial(self._kernel.launch, num_rows, **shape)
         self._launches[num_rows]()
-
-    def close(self) -> None:
-        """Unload the kernel; nothing of it may be queued any more."""
-        with self._device.at_work():
-            self._kernel.close()
 
     def _max_active_clusters(self, size: int) -> int:
         return self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
@@ -148,8 +149,9 @@ def sampler_defines(vocab_size: int, logits_dtype: DTypeLike, *, keeps_levels: b
         "NUM_FED_TOKENS": MAX_FED_TOKENS + 1,
         "NUM_EOS_TOKENS": MAX_EOS_TOKENS,
         "WORDS_PER_STEP": UNIFORMS_PER_STEP,
-        "STANDS": STANDS,
-        "FED": FED,
-        "UNRESOLVED": UNRESOLVED,
-        "HELD": HELD,
+        "HOST_CONTROLLED": HOST_CONTROLLED,
+        "IDLE": IDLE,
+        "PROMPT_TOKEN": PROMPT_TOKEN,
+        "NOT_FINITE": NOT_FINITE,
+        "PROPOSED": PROPOSED,
     }

@@ -1,7 +1,7 @@
 """The record of a slot: all that a step on the device reads of the slot's sequence, written when it enters.
 
-The device advances by itself from there. The layout is that of `Record` in sampler.cu; what its fields
-mean to a step is told there and here, nowhere else.
+The device goes on by itself from there. The layout is that of `Record` in sampler.cu. A slot's modes, and
+what a step reports of it, are told here; sampler.cu has the same names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORD = np.dtype(
         ("min_length", np.int32),  # end-of-text is suppressed while position + 1 is below
         ("prompt_length", np.int32),
         ("last_position", np.int32),  # of the last token that the sequence may compute
-        ("holds", np.int32),
+        ("mode", np.int32),
         ("is_adjusted", np.int32),
         ("repetition_penalty", np.float32),
         ("frequency_penalty", np.float32),
@@ -34,12 +34,18 @@ RECORD = np.dtype(
     ]
 )
 
-# Of `holds`.
-RUNS = 0
-WAITS = 1  # at each sampled token, for the host, which reads the logits and puts the row one step on
-STANDS = 2  # still: nobody's row, or one whose prompt is not computed yet
+# Modes of a slot: the field `mode` of its record.
+RUNNING = 0
+"""Each step samples a token and takes it as the slot's next input."""
+HOST_CONTROLLED = 1
+"""A step samples and stays where it is: the host reads the logits, and writes the slot's next input."""
+IDLE = 2
+"""A step does nothing: the slot has no sequence, or one whose prompt is not prefilled yet."""
 
-# What a step reports of a row besides a token id that it sampled.
-FED = -1  # took the prompt's next token
-UNRESOLVED = -2  # stands: nothing is left to draw, or a logit is not a number
-HELD = -3  # stands: HELD - token_id is reported of a row that waits
+# What a step reports of a slot. A number from 0 on is the token id that it sampled.
+PROMPT_TOKEN = -1
+"""It took the prompt's next token as the slot's next input."""
+NOT_FINITE = -2
+"""It did nothing: the largest logit is not finite, as no token is left or one logit is not a number."""
+PROPOSED = -3
+"""PROPOSED - token_id: it sampled token_id of a slot that the host controls. An idle slot reports it too."""

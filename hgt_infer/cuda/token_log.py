@@ -1,4 +1,4 @@
-"""TokenLog: the output tokens of every slot on the host, and which slots are to be looked at.
+"""TokenLog: the output tokens of every slot on the host, and which slots the host has to examine.
 
 It takes what captured steps report, a row of numbers per step, as arrays: a slot costs something by itself
 only where it got its first token, ended, is watched, or waits for the host.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.cuda.slot_record import FED
+from hgt_infer.cuda.slot_record import PROMPT_TOKEN
 
 NEVER = np.iinfo(np.int64).max
 NO_TOKEN = np.iinfo(np.int32).min  # no step reports it
@@ -24,8 +24,8 @@ class Seen:
     Attributes:
         num_sampled: output tokens that the device drew.
         num_fed: tokens of prompts that it computed, but for those from which it drew.
-        listed: slots to look at: their first token, their end, or watched.
-        waiting: what each slot reported that waits for the host (UNRESOLVED, or HELD - a token id).
+        listed: slots to examine: their first token, their end, or watched.
+        waiting: what each slot reported that waits for the host (NOT_FINITE, or PROPOSED - a token id).
     """
 
     num_sampled: int = 0
@@ -96,11 +96,11 @@ class TokenLog:
             seen.num_sampled += num_sampled
             is_touched = counts >= next_counts
             is_touched |= report == end_ids
-            is_touched |= report < FED
+            is_touched |= report < PROMPT_TOKEN
             is_touched &= is_active
             for slot in is_touched.nonzero()[0].tolist():
                 value = int(report[slot])
-                if value < FED:
+                if value < PROMPT_TOKEN:
                     seen.waiting[slot] = value
                     goes_on = False
                 else:

@@ -24,8 +24,8 @@ class DeviceArray(Protocol):
     host: NDArray[Any]
     address: int
 
-    def upload(self, stop: int, first_row: int = 0) -> None:
-        """Copy the rows first_row … stop - 1 of `host` to the device; returns when they have arrived."""
+    def upload(self, num_rows: int) -> None:
+        """Copy the first rows of `host` to the device; returns when they have arrived."""
 
     def download(self, num_rows: int) -> None:
         """Copy the first rows of the device's array to `host`; returns when they have arrived."""
@@ -93,7 +93,7 @@ class CpuArray:
         self.host = host
         self.address: int = host.ctypes.data
 
-    def upload(self, stop: int, first_row: int = 0) -> None:
+    def upload(self, num_rows: int) -> None:
         """Nothing to do."""
 
     def download(self, num_rows: int) -> None:

@@ -19,7 +19,6 @@ class KVCache:
         dtype: of keys and values.
         slot_shape: a slot of one array [n_head, max_length, head_size].
         slot_bytes: a slot in all arrays.
-        num_bytes: all of it.
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class KVCache:
         self.dtype = np.dtype(dtype)
         self.slot_shape = (config.n_head, max_length, config.head_size)
         self.slot_bytes = self.bytes_per_slot(config, max_length, dtype)
-        self.num_bytes = num_slots * self.slot_bytes
         self._num_slots = num_slots
         self._names = [f"{kind}.{layer}" for layer in range(config.n_layer) for kind in ("key", "value")]
         self._array = device.cache((len(self._names), num_slots, *self.slot_shape), self.dtype)

@@ -33,7 +33,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[FakeCudaDevice]:
     """What generators open: as many GPUs as names are asked for."""
     opened: list[FakeCudaDevice] = []
 
-    def open_devices(device: Any, *, num_threads: int) -> list[FakeCudaDevice]:
+    def open_devices(device: Any, **options: Any) -> list[FakeCudaDevice]:
         names = [device] if isinstance(device, str) else device
         new = [FakeCudaDevice(i, pace=("late", "early", 7)[i % 3]) for i in range(len(names))]
         opened.extend(new)
@@ -190,7 +190,7 @@ def test_memory_that_is_not_there_is_said_before_anything_runs(
 ) -> None:
     small = FakeCudaDevice(total_bytes=(1 << 28) + 1_450_000_000)
     small.cudart.other_bytes = 1 << 28
-    monkeypatch.setattr("hgt_infer.opening.open_devices", lambda device, num_threads: [small])
+    monkeypatch.setattr("hgt_infer.opening.open_devices", lambda device, **options: [small])
     with pytest.raises(DeviceMemoryError, match=r"256 slot\(s\) .* would fit .*other processes"):
         make(num_slots=256)
     assert not small.cudart.device_memory
@@ -204,7 +204,7 @@ def test_memory_that_another_process_takes_meanwhile_is_an_error_of_its_own(
 ) -> None:
     device = FakeCudaDevice()
     device.cudart.fail("cudaMalloc", at=at, status=OUT_OF_MEMORY)
-    monkeypatch.setattr("hgt_infer.opening.open_devices", lambda name, num_threads: [device])
+    monkeypatch.setattr("hgt_infer.opening.open_devices", lambda name, **options: [device])
     with pytest.raises(DeviceMemoryError, match="do not fit on cuda:0"):
         make()
 

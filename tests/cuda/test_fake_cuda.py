@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, save
-from support.fake_cuda import FakeCudaDevice, FakeSession
+from support.fake_cuda import FakeCudaDevice
+from support.fake_session import FakeSession
 
 from hgt_infer.errors import DeviceMemoryError, EngineError
 from hgt_infer.runtime.device import DeviceArray
@@ -31,7 +32,7 @@ def test_what_is_read_without_waiting_is_stale(device: FakeCudaDevice) -> None:
     array.upload(2)
     event = device.event()
     with device.at_work():
-        device.copy_to_host(host, array.address)
+        device.stream.copy_to_host(host, array.address)
         event.record()
         assert host.tolist() == [0, 0]
         event.wait()
@@ -45,7 +46,7 @@ def test_an_event_brings_nothing_that_was_queued_behind_it(device: FakeCudaDevic
     event = device.event()
     with device.at_work():
         event.record()
-        device.copy_to_host(host, array.address)
+        device.stream.copy_to_host(host, array.address)
         event.wait()
         assert host.tolist() == [0, 0]
         device.synchronize()
@@ -56,7 +57,7 @@ def test_pinned_memory_that_is_overwritten_too_early_arrives_wrong(device: FakeC
     array, host = device.array((1,), np.int32), device.pinned((1,), np.int32)
     with device.at_work():
         host[:] = 1
-        device.copy_to_device(array.address, host)
+        device.stream.copy_to_device(array.address, host)
         host[:] = 2
     array.download(1)
     assert array.host.tolist() == [2]
@@ -67,7 +68,7 @@ def test_an_early_device_writes_where_the_host_still_reads() -> None:
     array, host = device.array((1,), np.int32), device.pinned((1,), np.int32)
     host[:] = 7
     with device.at_work():
-        device.copy_to_host(host, array.address)
+        device.stream.copy_to_host(host, array.address)
     assert host.tolist() == [0]
 
 
@@ -78,7 +79,7 @@ def test_a_seed_gives_a_pace_of_its_own_again_and_again() -> None:
         pending = []
         with device.at_work():
             for _ in range(20):
-                device.copy_to_host(host, array.address)
+                device.stream.copy_to_host(host, array.address)
                 pending.append(device.cudart.num_pending)
         return pending
 
@@ -100,15 +101,15 @@ def test_what_would_crash_a_gpu_is_refused(device: FakeCudaDevice) -> None:
     address, host = device.allocate(16), device.pinned((4,), np.int32)
     with device.at_work():
         with pytest.raises(AssertionError, match="not page-locked"):
-            device.copy_to_device(address, np.zeros(4, np.int32))
+            device.stream.copy_to_device(address, np.zeros(4, np.int32))
         with pytest.raises(AssertionError, match="no device memory"):
-            device.copy_to_host(host, address + 4)
+            device.stream.copy_to_host(host, address + 4)
         with pytest.raises(AssertionError, match="no device memory"):
-            device.fill_zero(address, 17)
+            device.stream.fill_zero(address, 17)
         with pytest.raises((TypeError, ValueError)):
-            device.copy_to_device(address, host[::2])  # not contiguous
+            device.stream.copy_to_device(address, host[::2])  # not contiguous
         with pytest.raises(AssertionError):
-            device.copy_columns_to_device(address, 4, host.reshape(2, 2))  # rows that overlap
+            device.stream.copy_columns_to_device(address, 4, host.reshape(2, 2))  # rows that overlap
         cache = device.cache((2, 2, 1, 4, 2), np.float16)
         with pytest.raises(AssertionError):
             cache.copy_prefix(0, 2, 1)  # no such slot
@@ -119,8 +120,8 @@ def test_what_would_crash_a_gpu_is_refused(device: FakeCudaDevice) -> None:
 def test_work_outside_of_its_section_is_refused(device: FakeCudaDevice) -> None:
     address, host, event = device.allocate(16), device.pinned((4,), np.int32), device.event()
     for call in (
-        lambda: device.copy_to_device(address, host),
-        lambda: device.copy_to_host(host, address),
+        lambda: device.stream.copy_to_device(address, host),
+        lambda: device.stream.copy_to_host(host, address),
         event.record,
         event.wait,
         device.synchronize,
@@ -134,7 +135,7 @@ def test_the_gpu_of_another_device_is_not_this_ones() -> None:
     address, host = first.allocate(4), second.pinned((1,), np.int32)
     with second.at_work():
         with pytest.raises(AssertionError, match="no device memory"):
-            second.copy_to_device(address, host)
+            second.stream.copy_to_device(address, host)
         first.cudart.cudaSetDevice(0)
         with pytest.raises(AssertionError, match="this thread's device is 0"):
             second.cudart.cudaMalloc(ctypes.byref(ctypes.c_void_p()), 4)
@@ -148,8 +149,8 @@ def test_the_nth_allocation_or_call_can_fail(device: FakeCudaDevice) -> None:
     device.allocate(4)
     with device.at_work():
         device.cudart.fail(at=3)
-        device.fill_zero(address, 4)
-        device.fill_zero(address, 4)
+        device.stream.fill_zero(address, 4)
+        device.stream.fill_zero(address, 4)
         with pytest.raises(EngineError):
             device.synchronize()
 

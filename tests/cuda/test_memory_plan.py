@@ -9,6 +9,7 @@ import pytest
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.cuda.memory_plan import (
     BUCKETS,
+    RESERVE_BYTES,
     bytes_per_slot,
     model_memory_limit,
     plan_slots,
@@ -79,7 +80,7 @@ def test_where_not_one_slot_fits_the_longest_that_would_is_told() -> None:
         return model_memory_limit(GPT2_XL, "float16", num_slots=1, max_length=length, weight_bytes=0)
 
     with pytest.raises(DeviceMemoryError, match="one slot of max_length=") as caught:
-        plan_slots(GPT2_XL, "float16", max_length=1024, free_bytes=needed(700), reserve_bytes=0)
+        plan_slots(GPT2_XL, "float16", max_length=1024, free_bytes=needed(700) + RESERVE_BYTES)
     match = re.search(r"max_length=(\d+) would fit", str(caught.value))
     assert match is not None
     assert int(match[1]) == 700

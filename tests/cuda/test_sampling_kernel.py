@@ -24,7 +24,7 @@ from hgt_infer.cuda.sampler import (
     sampler_defines,
     shared_bytes,
 )
-from hgt_infer.cuda.slot_record import FED, HELD, STANDS, UNRESOLVED, WAITS
+from hgt_infer.cuda.slot_record import HOST_CONTROLLED, IDLE, NOT_FINITE, PROMPT_TOKEN, PROPOSED
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.sampling.host import (
@@ -221,26 +221,26 @@ def test_a_fed_prompt_goes_in_token_by_token_and_then_the_row_samples() -> None:
         reports += rows.step().tolist()
         if position < 3:
             assert rows.input_ids.tolist() == [12 + position]
-    assert reports[:3] == [FED] * 3
+    assert reports[:3] == [PROMPT_TOKEN] * 3
     assert min(reports[3:]) >= 0
     assert rows.input_ids.tolist() == reports[-1:]
 
 
 def test_a_row_that_waits_reports_its_token_and_stays() -> None:
-    free, waiting = Rows(some_logits(), seed=4), Rows(some_logits(), seed=4, holds=WAITS)
+    free, waiting = Rows(some_logits(), seed=4), Rows(some_logits(), seed=4, mode=HOST_CONTROLLED)
     waiting.records["fed_tokens"][0, 1] = 5  # its prompt is fed all the same
     waiting.records["prompt_length"] = 2
-    assert waiting.step().tolist() == [FED]
+    assert waiting.step().tolist() == [PROMPT_TOKEN]
     token_id = free.step()[0]
     for _ in range(2):
-        assert waiting.step().tolist() == [HELD - token_id]
+        assert waiting.step().tolist() == [PROPOSED - token_id]
         assert (waiting.input_ids.tolist(), waiting.positions.tolist()) == ([5], [1])
 
 
 def test_a_row_that_stands_does_nothing() -> None:
-    rows = Rows(some_logits(), holds=STANDS)
+    rows = Rows(some_logits(), mode=IDLE)
     rows.records["fed_tokens"][0, 1] = 5
-    assert rows.step()[0] <= HELD
+    assert rows.step()[0] <= PROPOSED
     assert (rows.input_ids.tolist(), rows.positions.tolist()) == ([0], [0])
 
 
@@ -258,7 +258,7 @@ def test_logits_that_are_not_finite_are_left_to_the_host(bad: float, temperature
     logits[17] = bad
     rows = Rows(np.stack([logits, some_logits(), np.full(VOCAB_SIZE, -np.inf)]), temperature=temperature)
     first, second, third = rows.step().tolist()
-    assert (first, third) == (UNRESOLVED, UNRESOLVED)
+    assert (first, third) == (NOT_FINITE, NOT_FINITE)
     assert second >= 0
     assert rows.positions.tolist() == [0, 1, 0]
 
@@ -326,9 +326,6 @@ class LimitedDevice:
 
     def at_work(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def close(self) -> None:
-        pass
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
         assert shared_bytes <= self._limits.max_shared_bytes

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgt_infer.cuda.slot_record import FED, HELD, UNRESOLVED
+from hgt_infer.cuda.slot_record import NOT_FINITE, PROMPT_TOKEN, PROPOSED
 from hgt_infer.cuda.token_log import Seen, TokenLog
 
 END = 9
@@ -62,7 +62,7 @@ def test_a_watched_slot_is_listed_for_every_token() -> None:
 
 def test_prompt_tokens_that_were_fed_are_counted_and_nothing_else() -> None:
     log = make(num_slots=2)
-    seen = examine(log, 0, (FED, 5), (FED, 6))
+    seen = examine(log, 0, (PROMPT_TOKEN, 5), (PROMPT_TOKEN, 6))
     assert (seen.num_fed, seen.num_sampled, list(seen.listed)) == (2, 2, [1])
     seen = examine(log, 2, (4, 7))
     assert (seen.num_fed, seen.num_sampled, list(seen.listed)) == (0, 2, [0])
@@ -71,22 +71,22 @@ def test_prompt_tokens_that_were_fed_are_counted_and_nothing_else() -> None:
 
 def test_a_slot_that_waits_is_reported_once_until_it_goes_on() -> None:
     log = make(num_slots=2)
-    seen = examine(log, 0, (5, 5), (UNRESOLVED, HELD - 3), (UNRESOLVED, HELD - 3))
-    assert seen.waiting == {0: UNRESOLVED, 1: HELD - 3}
+    seen = examine(log, 0, (5, 5), (NOT_FINITE, PROPOSED - 3), (NOT_FINITE, PROPOSED - 3))
+    assert seen.waiting == {0: NOT_FINITE, 1: PROPOSED - 3}
     assert (seen.num_sampled, seen.num_fed) == (2, 0)
-    assert not examine(log, 3, (UNRESOLVED, HELD - 3)).waiting
+    assert not examine(log, 3, (NOT_FINITE, PROPOSED - 3)).waiting
     assert log.not_taken(0) == [5]
     assert log.append(0, 6)
     log.resume(0, 5)
-    assert examine(log, 4, (UNRESOLVED, HELD - 3)).num_sampled == 0  # was in flight meanwhile
-    assert examine(log, 5, (7, HELD - 3)).num_sampled == 1
+    assert examine(log, 4, (NOT_FINITE, PROPOSED - 3)).num_sampled == 0  # was in flight meanwhile
+    assert examine(log, 5, (7, PROPOSED - 3)).num_sampled == 1
     assert log.take(0) == [5, 6, 7]
 
 
 def test_a_token_of_the_hosts_ends_a_slot_as_one_of_the_devices_does() -> None:
     log = make(num_slots=3)
     enter(log, 1, max_tokens=1)
-    examine(log, 0, (UNRESOLVED, UNRESOLVED, UNRESOLVED))
+    examine(log, 0, (NOT_FINITE, NOT_FINITE, NOT_FINITE))
     assert [log.append(slot, token_id) for slot, token_id in ((0, END), (1, 5), (2, 5))] == [
         False,
         False,
@@ -106,7 +106,7 @@ def test_reports_of_steps_before_a_sequence_entered_are_not_its_own() -> None:
 def test_a_slot_that_was_left_reports_nothing() -> None:
     log = make(num_slots=2)
     log.leave(0)
-    seen = examine(log, 0, (UNRESOLVED, 5))
+    seen = examine(log, 0, (NOT_FINITE, 5))
     assert (list(seen.listed), seen.waiting, seen.num_sampled) == ([1], {}, 1)
 
 
@@ -138,13 +138,14 @@ def test_it_finds_what_a_loop_over_every_row_finds(
                 enter(log, slot, step, max_tokens=limits[slot], is_watched=rng.random() < 0.3)
                 output[slot], taken[slot] = [], []
         reports = [
-            tuple(rng.choice([FED, FED, 1, 2, 3, 4, END]) for _ in range(num_slots)) for _ in range(num_steps)
+            tuple(rng.choice([PROMPT_TOKEN, PROMPT_TOKEN, 1, 2, 3, 4, END]) for _ in range(num_slots))
+            for _ in range(num_steps)
         ]
         running = {slot: list(tokens) for slot, tokens in output.items()}
         ended, num_sampled, num_fed = set(), 0, 0
         for report in reports:
             for slot in list(running):
-                if report[slot] == FED:
+                if report[slot] == PROMPT_TOKEN:
                     num_fed += 1
                     continue
                 num_sampled += 1
