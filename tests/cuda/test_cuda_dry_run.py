@@ -5,30 +5,20 @@ What cannot be seen here is a number; what can is every call, its order, and wha
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 from support.checkpoints import write_checkpoint
-from support.stub_cuda import NVRTC_BUILTINS, Call
+from support.stub_cuda import NVRTC_BUILTINS, Call, run_code
 
-from hgt_infer.cuda.kernel import LaunchAttribute, LaunchConfig, compile_kernel
-from hgt_infer.cuda.sampler import SOURCE, shared_bytes
-from hgt_infer.errors import DeviceUnavailableError
+from hgt_infer.cuda.sampler import shared_bytes
 from hgt_infer.export import export_checkpoint
 
-START = """
-import ctypes, sys
-from hgt_infer import Generator, SamplingParams
-write = ctypes.CDLL("libcudart.so.13").stub_write
-mark = lambda: write(b"mark", b"")
-"""
-
+IMPORTS = "from hgt_infer import Generator, SamplingParams\n"
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 """Starts a program without the libraries that /etc/ld.so.cache names."""
@@ -73,41 +63,13 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_checkpoint(checkpoint, folder / "artifact", precision="fp16").path
 
 
-def run(libraries: Path, code: str, *arguments: object, **environment: str) -> tuple[str, list[list[Call]]]:
-    """What a process printed, and its calls between marks. None of them is cuDNN's, which is there."""
-    log = libraries / "run.log"
-    log.unlink(missing_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", START + code, *map(str, arguments)],
-        env={
-            **os.environ,
-            "LD_LIBRARY_PATH": str(libraries),
-            "STUB_CUDA_LOG": str(log),
-            "HGT_INFER_CACHE": tempfile.mkdtemp(dir=libraries),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    parts: list[list[Call]] = [[]]
-    for line in log.read_text().splitlines():
-        call = Call(*line.split("\t", 1))
-        if call.name == "mark":
-            parts.append([])
-        else:
-            parts[-1].append(call)
-    assert not [call for calls in parts for call in calls if call.name.startswith("cudnn")]
-    return done.stdout, parts
-
-
 def test_steps_are_a_replay_and_a_kernel_each_and_nothing_waits_but_for_events(
     libraries: Path, half: Path
 ) -> None:
-    printed, (_, _, first, second, closing, after) = run(
+    printed, (_, _, first, second, closing, after) = run_code(
         libraries,
-        """
+        IMPORTS
+        + """
 generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=64, steps_per_sync=4)
 mark()
 generator.warmup()
@@ -144,9 +106,10 @@ print([len(completion.token_ids) for completion in output.completions])
 
 
 def test_the_first_step_captures_where_nobody_warmed_up(libraries: Path, half: Path) -> None:
-    _, (_, calls, _) = run(
+    _, (_, calls, _) = run_code(
         libraries,
-        """
+        IMPORTS
+        + """
 generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=64, batch_invariant=False)
 mark()
 generator.generate("a", SamplingParams(n=3, max_tokens=2, ignore_eos=True))
@@ -163,9 +126,10 @@ generator.close()
 
 
 def test_a_long_prompt_is_prefilled_and_its_siblings_copy_it(libraries: Path, half: Path) -> None:
-    _, (_, calls, _) = run(
+    _, (_, calls, _) = run_code(
         libraries,
-        """
+        IMPORTS
+        + """
 generator = Generator(sys.argv[1], device="cuda", num_slots=4, max_length=200)
 generator.warmup()
 mark()
@@ -217,66 +181,14 @@ def test_libraries_are_found_in_the_wheels_of_several_folders(
     assert "libcudart.so.13 cannot be loaded" in open_a_session()[0]
 
 
-def test_the_kernel_is_compiled_for_the_gpu_at_hand(libraries: Path, half: Path) -> None:
-    _, parts = run(libraries, "Generator(sys.argv[1], device='cuda', num_slots=1).close()", half)
-    details = {call.name: call.detail for call in parts[0]}
+def test_the_kernel_is_compiled_for_the_gpu_at_hand_and_kept_in_cache_dir(
+    libraries: Path, half: Path, tmp_path: Path
+) -> None:
+    code = "Generator(sys.argv[1], device='cuda', num_slots=1, cache_dir=sys.argv[2]).close()"
+    _, [calls] = run_code(libraries, IMPORTS + code, half, tmp_path)
+    details = {call.name: call.detail for call in calls}
     assert details["cuModuleGetFunction"] == "sample"
     for option in ("sampler.cu ", "--gpu-architecture=sm_90", "-DBLOCK=1024", "-DVOCAB_SIZE=398"):
         assert option in details["cuModuleLoadData"]
-
-
-def test_a_compiled_kernel_is_kept_on_disk_and_made_anew_where_it_is_damaged(
-    libraries: Path, half: Path, tmp_path: Path
-) -> None:
-    def num_compiled() -> tuple[int, str]:
-        code = "Generator(sys.argv[1], device='cuda', num_slots=1).close()"
-        _, [calls] = run(libraries, code, half, HGT_INFER_CACHE=str(tmp_path))
-        loaded = next(call.detail for call in calls if call.name == "cuModuleLoadData")
-        return sum(call.name == "nvrtcCompileProgram" for call in calls), loaded
-
-    (first, code), (second, kept) = num_compiled(), num_compiled()
-    assert (first, second, kept) == (1, 0, code)
-    [file] = (tmp_path / "kernels").iterdir()
-    file.write_bytes(file.read_bytes()[:-3])
-    assert num_compiled() == (1, code)
-    assert num_compiled() == (0, code)
-
-
-def test_a_cache_that_cannot_be_written_costs_the_compilation_alone(
-    libraries: Path, half: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    code = "Generator(sys.argv[1], device='cuda', num_slots=1).close()"
-    for _ in range(2):
-        _, [calls] = run(libraries, code, half, HGT_INFER_CACHE=str(tmp_path / "file"))
-        assert "nvrtcCompileProgram" in [call.name for call in calls]
-
-
-def test_a_launch_has_the_layout_of_the_header() -> None:
-    """CUDA 13.0's cuda.h."""
-    assert ctypes.sizeof(LaunchConfig) == 56
-    fields = (LaunchConfig.stream, LaunchConfig.attributes, LaunchConfig.num_attributes)
-    assert [field.offset for field in fields] == [32, 40, 48]
-    assert (ctypes.sizeof(LaunchAttribute), LaunchAttribute.cluster.offset) == (72, 8)
-
-
-def test_what_the_compiler_says_is_in_the_error(libraries: Path, half: Path) -> None:
-    printed, _ = run(
-        libraries,
-        """
-from hgt_infer import EngineError
-try:
-    Generator(sys.argv[1], device="cuda", num_slots=1)
-except EngineError as error:
-    print(error)
-""",
-        half,
-        STUB_NVRTC_FAILS="1",
-    )
-    assert printed.startswith("sampler.cu for sm_90: line 3: ?")
-
-
-def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hgt_infer.cuda.kernel.NVRTC", "libnvrtc-that-is-not-there.so")
-    with pytest.raises(DeviceUnavailableError, match=r"libnvrtc-that-is-not.*hgt-infer\[cuda\]"):
-        compile_kernel(SOURCE, "sm_90", {})
+    [kept] = (tmp_path / "kernels").iterdir()
+    assert details["cuModuleLoadData"].encode() in kept.read_bytes()

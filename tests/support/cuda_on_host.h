@@ -44,9 +44,9 @@ class Barrier {
 
 constexpr int LANES = BLOCK < 32 ? BLOCK : 32;
 
-// What a block has; its memory is filled anew for each row, with what no kernel may rely on.
+// What a block has; its memory is filled for each row with what no kernel may rely on.
 struct Block {
-    explicit Block(size_t shared_bytes) : barrier(BLOCK), shared_bytes(shared_bytes) {
+    explicit Block(size_t shared_bytes) : barrier(BLOCK) {
         memory = (char*)aligned_alloc(16, (shared_bytes + 15) / 16 * 16);
         for (int warp = 0; warp < BLOCK / LANES; warp++) warps.push_back(new Barrier(LANES));
     }
@@ -55,7 +55,6 @@ struct Block {
         free(memory);
     }
     Barrier barrier;
-    size_t shared_bytes;
     std::vector<Barrier*> warps;
     unsigned long long exchanged[BLOCK];
     char* memory;
@@ -137,19 +136,21 @@ static void launch(
     Barrier all(BLOCK * cluster_size);
     cluster = &all;
     for (int rank = 0; rank < cluster_size; rank++) blocks.push_back(new Block(shared_bytes));
-    for (int row = 0; row < num_rows; row++) {
-        for (Block* block : blocks) memset(block->memory, 0xa5, block->shared_bytes);
-        auto run = [=](int rank, int thread) {
+    auto run = [=](int rank, int thread) {
+        gridDim = {cluster_size, num_rows};
+        threadIdx = {thread, 0};
+        for (int row = 0; row < num_rows; row++) {
             blockIdx = {rank, row};
-            gridDim = {cluster_size, num_rows};
-            threadIdx = {thread, 0};
+            if (thread == 0) memset(blocks[rank]->memory, 0xa5, shared_bytes);
+            cluster->wait();
             kernel((Arguments)arguments[Indices]...);
-        };
-        std::vector<std::thread> threads;
-        for (int i = 1; i < BLOCK * cluster_size; i++) threads.emplace_back(run, i / BLOCK, i % BLOCK);
-        run(0, 0);
-        for (auto& thread : threads) thread.join();
-    }
+            cluster->wait();
+        }
+    };
+    std::vector<std::thread> threads;
+    for (int i = 1; i < BLOCK * cluster_size; i++) threads.emplace_back(run, i / BLOCK, i % BLOCK);
+    run(0, 0);
+    for (auto& thread : threads) thread.join();
     for (Block* block : blocks) delete block;
     blocks.clear();
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from support.paths import ROOT
 
 _HEADER = Path(__file__).with_name("cuda_on_host.h")
+_FOLDER = ROOT / ".pytest_cache" / "host_kernels"
+_OPTIONS = ("-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread")
 
 
 class HostKernel(Protocol):
@@ -25,7 +28,10 @@ class HostKernel(Protocol):
 
 
 def host_kernel(path: Path, name: str, *, block_size: int = 1, defines: Mapping[str, int]) -> HostKernel:
-    """A kernel as a function; skips the test where there is no g++."""
+    """A kernel as a function; skips the test where there is no g++.
+
+    Compiled code is kept for other processes and later sessions, by all that it is made of.
+    """
     return _compile(path, name, tuple(sorted({"BLOCK": block_size, **defines}.items())))
 
 
@@ -39,12 +45,15 @@ def _compile(path: Path, name: str, defines: tuple[tuple[str, int], ...]) -> Hos
         'extern "C" void run(int num_rows, int cluster_size, size_t shared_bytes, void** arguments) {\n'
         f"    launch(num_rows, cluster_size, shared_bytes, {name}, arguments);\n}}\n"
     )
-    library = _folder() / f"{path.stem}-{'-'.join(f'{key}{value}' for key, value in defines)}.so"
-    macros = [f"-D{key}={value}" for key, value in defines]
-    options = ["-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", *macros]
-    subprocess.run(
-        [compiler, *options, "-x", "c++", "-", "-o", str(library)], input=source, text=True, check=True
-    )
+    command = [compiler, *_OPTIONS, *(f"-D{key}={value}" for key, value in defines), "-x", "c++", "-"]
+    made_of = repr((command, source)).encode() + _HEADER.read_bytes() + path.read_bytes()
+    library = _FOLDER / f"{path.stem}-{hashlib.sha256(made_of).hexdigest()}.so"
+    if not library.exists():
+        _FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_FOLDER) as folder:
+            partial = Path(folder) / library.name
+            subprocess.run([*command, "-o", str(partial)], input=source, text=True, check=True)
+            partial.replace(library)
     run = ctypes.CDLL(str(library)).run
     run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p]
 
@@ -52,10 +61,3 @@ def _compile(path: Path, name: str, defines: tuple[tuple[str, int], ...]) -> Hos
         run(num_rows, cluster_size, shared_bytes, (ctypes.c_void_p * len(addresses))(*addresses))
 
     return launch
-
-
-@cache
-def _folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="host_kernel")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,14 @@ def build(folder: Path) -> None:
             f"Status {name}(void) {{ {_note(name)}return 0; }}\n" for name in symbols if name not in given
         )
     )
+    stub = str(source.with_suffix(".o"))
     options = [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
+    _output("gcc", "-c", "-fPIC", "-w", *options, str(source), "-o", stub)
     for library in [*needed, "libnvrtc.so.13", NVRTC_BUILTINS, "libcudnn.so.9"]:
         versions = folder / f"{library}.versions"
         versions.write_text(f"{library.replace('-', '_')} {{ *; }};\n")
         output = ["-o", str(folder / library), f"-Wl,--version-script={versions},-soname,{library}"]
-        _output("gcc", "-shared", "-fPIC", "-w", *options, str(source), *output)
+        _output("gcc", "-shared", stub, *output)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,48 @@ def run(
     marks = [i for i, call in enumerate(calls) if call.name == "mark"]
     assert len(marks) == num_runs + 1
     return Result(placed, [calls[i + 1 : j] for i, j in itertools.pairwise(marks)])
+
+
+_START = """
+import ctypes, sys
+write = ctypes.CDLL("libcudart.so.13").stub_write
+mark = lambda: write(b"mark", b"")
+"""
+
+
+def run_code(
+    libraries: Path, code: str, *arguments: object, **environment: str
+) -> tuple[str, list[list[Call]]]:
+    """Run Python code over the libraries, in a process of its own; `mark()` there begins a new list of calls.
+
+    Returns:
+        What it printed, and its calls. None of them is cuDNN's, which is there.
+    """
+    log = libraries / "run.log"
+    log.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _START + code, *map(str, arguments)],
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(libraries),
+            "STUB_CUDA_LOG": str(log),
+            "HGT_INFER_CACHE": tempfile.mkdtemp(dir=libraries),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parts: list[list[Call]] = [[]]
+    for line in log.read_text().splitlines():
+        call = Call(*line.split("\t", 1))
+        if call.name == "mark":
+            parts.append([])
+        else:
+            parts[-1].append(call)
+    assert not [call for calls in parts for call in calls if call.name.startswith("cudnn")]
+    return done.stdout, parts
 
 
 def _child(
