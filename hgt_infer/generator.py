@@ -58,7 +58,8 @@ class Generator:
             host's work and waste more steps behind the end of a sequence. None is 4.
         num_threads: on a CPU, threads of a step, 1 … 1024; they change no token. None is one for each
             physical core, which is fastest where nothing else needs them.
-        cache_dir: where exported checkpoints are kept; None is $HGT_INFER_CACHE or the user's cache folder.
+        cache_dir: where exported checkpoints and compiled kernels are kept; None is $HGT_INFER_CACHE or the
+            user's cache folder.
 
     Raises:
         ParameterError: an argument outside its range.

@@ -1,1 +1,1 @@
-"""A GPU: CUDA's functions, its device, the sampler's kernel, the runner of captured steps, memory."""
+"""A GPU: its device and stream, the sampler's kernel, slots in its memory, the runner of captured steps."""

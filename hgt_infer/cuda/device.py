@@ -22,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
 from hgt_infer.cuda.capture_gate import GATE
-from hgt_infer.cuda.kernel import CudaKernel, Kernel
+from hgt_infer.cuda.kernel import CudaKernel
 from hgt_infer.cuda.runtime import (
     COMPUTE_CAPABILITY_MAJOR,
     COMPUTE_CAPABILITY_MINOR,
@@ -88,7 +88,7 @@ class _Owned:
         self.device_id = device_id
         self.stream = stream
         self.sessions: list[ort.InferenceSession] = []  # which free memory and graphs when they end
-        self.kernels: list[Kernel] = []
+        self.kernels: list[CudaKernel] = []
         self.addresses: list[int] = []
         self.pinned: list[Any] = []  # keeps page-locked memory until nothing queued can refer to it
 
@@ -259,7 +259,7 @@ class CudaDevice:
         block_size: int,
         defines: Mapping[str, int],
         addresses: Sequence[int],
-    ) -> Kernel:
+    ) -> CudaKernel:
         """A kernel compiled for this GPU, whose launches are queued on the stream; see CudaKernel."""
         major, minor = self.limits().compute_capability
         with self.at_work():
@@ -347,7 +347,7 @@ class CudaDevice:
             return self.stream.event()
 
     def synchronize(self) -> None:
-        """See Device."""
+        """Wait for everything that was queued."""
         self.stream.synchronize()
 
     def at_work(self) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hgt_infer.cache_folder import cache_folder
 from hgt_infer.cuda.runtime import NVRTC, OUT_OF_MEMORY, nvrtc_version
@@ -48,21 +48,10 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
-class Kernel(Protocol):
-    """A function of the device, compiled, with its arguments. Each row has a cluster of blocks."""
-
-    def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
-        """How many clusters of so many blocks the device runs at once; 0 where it cannot run any."""
-
-    def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
-        """Queue a run of cluster_size × num_rows blocks, each with so many bytes of shared memory."""
-
-    def close(self) -> None:
-        """Unload it; nothing of it may be queued any more."""
-
-
 class CudaKernel:
-    """A kernel whose arguments are addresses that never change.
+    """A function of the device, compiled, whose arguments are addresses that never change.
+
+    A launch has a cluster of blocks for each row.
 
     Args:
         architecture: of the GPU that is current on the calling thread: "sm_90".
@@ -109,7 +98,7 @@ class CudaKernel:
         self._launch.argtypes = [c_void_p] * 4
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
-        """See Kernel."""
+        """How many clusters of so many blocks the device runs at once; 0 where it cannot run any."""
         number = c_int()
         config = self._config(1, cluster_size, shared_bytes)
         status = self._driver.cuOccupancyMaxActiveClusters(byref(number), self._function, config)
@@ -118,7 +107,7 @@ class CudaKernel:
         return 0 if status else number.value
 
     def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:
-        """See Kernel."""
+        """Queue a run of cluster_size × num_rows blocks, each with so many bytes of shared memory."""
         key = num_rows, cluster_size, shared_bytes
         config = self._configs.get(key)
         if config is None:
@@ -127,7 +116,7 @@ class CudaKernel:
         self._check(status, "cuLaunchKernelEx")
 
     def close(self) -> None:
-        """See Kernel."""
+        """Unload it; nothing of it may be queued any more."""
         self._call("cuModuleUnload", self._module)
 
     def _config(self, num_rows: int, cluster_size: int, shared_bytes: int) -> Any:

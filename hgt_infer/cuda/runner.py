@@ -73,7 +73,6 @@ class CapturedRunner:
             captured=True,
             memory_limit=model_memory_limit(config, dtype, num_slots=self.num_rows, **sizes),
         )
-        self.cache = self.model.cache
         self.device = device
         self._stream = device.stream
         self._batch_invariant = batch_invariant
@@ -120,7 +119,7 @@ class CapturedRunner:
             with self.device.at_work():
                 self._stream.synchronize()
         finally:  # also where the device has failed
-            del self.model, self.cache  # the session goes before its stream
+            del self.model  # the session goes before its stream
             self.device.close()
 
     def launch(self, batch: Batch) -> None:
@@ -131,7 +130,7 @@ class CapturedRunner:
         with self.device.at_work():
             for source, target, length in batch.copies:
                 if length:
-                    self.cache.copy(source, target, length)
+                    self.model.cache.copy(source, target, length)
             for slot in batch.released:
                 self._release(slot, run.staging)
             for sequence in batch.admitted:

@@ -1,1 +1,1 @@
-"""A CPU: its device, the model's session, the cache, the runner."""
+"""What every device has: a session, a cache, an eager runner; and the CPU as a device."""

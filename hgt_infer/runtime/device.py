@@ -1,4 +1,4 @@
-"""What the runners need to know of a device, and the CPU as one; `cuda.device` is a GPU."""
+"""What runners need of a device, and a CPU as one; `cuda.device` is a GPU."""
 
 from __future__ import annotations
 
@@ -79,9 +79,6 @@ class Device(Protocol):
     def at_work(self) -> AbstractContextManager[None]:
         """The section in which a thread makes runs, copies and waits; others may be in theirs meanwhile."""
 
-    def synchronize(self) -> None:
-        """Wait for everything that was queued."""
-
     def close(self) -> None:
         """Free what was allocated; nothing of the device may be used afterwards. Twice is once."""
 
@@ -150,9 +147,6 @@ class CpuDevice:
     def at_work(self) -> AbstractContextManager[None]:
         """See Device: nothing to keep apart."""
         return contextlib.nullcontext()
-
-    def synchronize(self) -> None:
-        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do: arrays free themselves."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
-from support.fake_cuda import FakeCudaDevice
+from support.fake_cuda import FakeCudaDevice, synchronize
 
 from hgt_infer.cuda.device import CudaDevice
 from hgt_infer.errors import ModelFormatError
@@ -56,7 +56,7 @@ def test_a_cache_copies_a_prefix_in_every_array_and_head_by_one_call(device: Dev
     cache = device.cache(CACHE_SHAPE, np.float16)
     memory = view(cache.address, CACHE_SHAPE, np.float16)
     with device.at_work():
-        device.synchronize()
+        synchronize(device)
         assert (memory == 0).all()
         values = np.random.default_rng(0).normal(size=CACHE_SHAPE).astype(np.float16)
         memory[:] = values
@@ -65,7 +65,7 @@ def test_a_cache_copies_a_prefix_in_every_array_and_head_by_one_call(device: Dev
         cache.copy_prefix(2, 0, 3)
         if isinstance(device, FakeCudaDevice):
             assert device.cudart.calls == ["cudaMemcpy3DAsync"]
-        device.synchronize()
+        synchronize(device)
     values[:, 0, :, :3] = values[:, 2, :, :3]
     assert (memory == values).all()
 
@@ -74,17 +74,17 @@ def test_copies_of_two_prefixes_in_a_row_do_not_share_their_parameters(device: D
     cache = device.cache(CACHE_SHAPE, np.float32)
     memory = view(cache.address, CACHE_SHAPE, np.float32)
     with device.at_work():
-        device.synchronize()
+        synchronize(device)
         memory[:] = np.arange(3).reshape(3, 1, 1, 1)
         cache.copy_prefix(1, 0, 2)
         cache.copy_prefix(2, 1, 4)
-        device.synchronize()
+        synchronize(device)
     assert memory[3, :, 1, :, 0].tolist() == [[1, 1, 0, 0, 0], [2, 2, 2, 2, 1], [2, 2, 2, 2, 2]]
 
 
 def test_sections_of_work_can_be_nested(device: Device) -> None:
     with device.at_work(), device.at_work():
-        device.synchronize()
+        synchronize(device)
 
 
 def test_closing_twice_is_closing_once(device: Device) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fake_cuda import FakeCudaDevice
+from support.fake_cuda import FakeCudaDevice, synchronize
 
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.runtime.device import CpuDevice
@@ -46,10 +46,10 @@ def test_a_copy_reaches_every_layer_and_no_other_slot(device: Any) -> None:
     memory = np.frombuffer((ctypes.c_char * (3 * cache.slot_bytes)).from_address(address), np.float32)
     memory = memory.reshape(4, 3, 3, 8, 4)
     with device.at_work():
-        device.synchronize()
+        synchronize(device)
         memory[:] = np.arange(memory.size).reshape(memory.shape)
         expected = memory.copy()
         expected[:, 2, :, :5] = expected[:, 1, :, :5]
         cache.copy(source=1, target=2, length=5)
-        device.synchronize()
+        synchronize(device)
     assert (memory == expected).all()

@@ -70,28 +70,34 @@ def test_what_a_batch_gave_is_not_changed_by_the_next_one(opened: Artifact) -> N
     assert [found for output in outputs for _, found in output.logprobs] == sequence.logprobs
 
 
-def last_logits(artifact: Artifact, token_ids: tuple[int, ...]) -> Any:
-    """Logits [V] behind the last token, computed token by token."""
-    runner = ModelRunner(artifact, CpuDevice(), num_slots=1, max_length=64)
-    sequence = make(token_ids)
+SCORED_PROMPT = tuple(np.random.default_rng(0).integers(0, 390, 12).tolist())
+
+
+@pytest.fixture(scope="module")
+def stepped_logits(opened: Artifact) -> list[Any]:
+    """Logits [V] behind each token of the scored prompt, computed token by token."""
+    runner = ModelRunner(opened, CpuDevice(), num_slots=1, max_length=64)
+    sequence = make(SCORED_PROMPT)
     sequence.slot = 0
-    for position in range(len(token_ids)):
+    logits = []
+    for position in range(len(SCORED_PROMPT)):
         run(runner, Batch([sequence], 1, False, [], [] if position else [sequence]))
         sequence.num_computed += 1
-    return runner.download_logits(1)[0].copy()
+        logits.append(runner.download_logits(1)[0].copy())
+    return logits
 
 
 @pytest.mark.parametrize("num_unscored", [0, 3, 8])
 def test_a_prompt_is_scored_from_the_first_token_that_is_asked_for(
-    opened: Artifact, num_unscored: int
+    opened: Artifact, stepped_logits: list[Any], num_unscored: int
 ) -> None:
-    prompt = tuple(np.random.default_rng(0).integers(0, 390, 12).tolist())
+    prompt = SCORED_PROMPT
     sequence = make(prompt, prompt_logprobs=1)
     sequence.num_unscored = num_unscored
     run_all(ModelRunner(opened, CpuDevice(), num_slots=4, max_length=64), sequence)
     assert len(sequence.prompt_logprobs) == len(prompt) - 1 - num_unscored
     for found, position in zip(sequence.prompt_logprobs, range(num_unscored, len(prompt) - 1), strict=True):
-        expected = token_logprobs(last_logits(opened, prompt[: position + 1]), prompt[position + 1], 1)
+        expected = token_logprobs(stepped_logits[position], prompt[position + 1], 1)
         assert found.token_id == expected.token_id == prompt[position + 1]
         assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
         assert found.top[0][0] == expected.top[0][0]

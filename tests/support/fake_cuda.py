@@ -15,7 +15,7 @@ from support.fake_session import FakeSession
 from support.host_kernel import HostKernel, host_kernel
 
 from hgt_infer.cuda.device import CudaDevice
-from hgt_infer.runtime.device import CpuDevice
+from hgt_infer.runtime.device import CpuDevice, Device
 
 
 class FakeCudaDevice(CudaDevice):
@@ -61,7 +61,7 @@ class FakeCudaDevice(CudaDevice):
         for address in addresses:
             assert self.cudart.is_device(address, 1), "an argument that is no device memory"
         kernel = FakeKernel(self.cudart, host_kernel(path, name, defines=defines), list(addresses))
-        self._owned.kernels.append(kernel)
+        self._owned.kernels.append(kernel)  # type: ignore[arg-type]
         return kernel
 
 
@@ -77,7 +77,7 @@ class FakeKernel:
         self._addresses = addresses
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
-        """See Kernel."""
+        """See CudaKernel."""
         assert is_at_work(), "a call of the driver outside of at_work()"
         return int(cluster_size == 1)
 
@@ -91,5 +91,11 @@ class FakeKernel:
         self._cudart.queue(run)
 
     def close(self) -> None:
-        """See Kernel."""
+        """See CudaKernel."""
         assert self._cudart.num_pending == 0, "unloaded while it may run"
+
+
+def synchronize(device: Device) -> None:
+    """Wait for everything that was queued; a CPU queues nothing."""
+    if isinstance(device, CudaDevice):
+        device.synchronize()
