@@ -222,7 +222,7 @@ def _read_cached(path: Path) -> bytes | None:
     digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if code and hashlib.sha256(code).digest() == digest:
         return code
-    logger.warning("%s is damaged and made anew", path)
+    logger.warning("%s is damaged; the kernel is compiled again", path)
     return None
 
 

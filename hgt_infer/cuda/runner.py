@@ -57,7 +57,7 @@ class CapturedRunner:
         batch_invariant: bool = True,
     ) -> None:
         config = self.config = artifact.config
-        # Runs and bindings before sessions, these before the device: the order in which they are let go of.
+        # Runs and bindings before sessions, these before the device: the order in which they are freed.
         self._runs: deque[_Run] = deque()
         self._replays: dict[int, tuple[Any, Any]] = {}  # of so many rows: binding and options
         weight_bytes = sum(path.stat().st_size for path in artifact.path.glob(f"{artifact.model_path.name}*"))
@@ -214,7 +214,7 @@ class CapturedRunner:
         self._log.resume(slot, self._next_step)
 
     def _release(self, slot: int, staging: Staging) -> None:
-        """Let a slot be idle whose sequence has left it."""
+        """Make a slot idle that its sequence has left."""
         sequence = self._sequences[slot]
         if sequence is not None:
             self._sequences[slot] = None
@@ -260,7 +260,7 @@ class CapturedRunner:
     # Sampling on the host
 
     def _sample_waiting(self, waiting: dict[int, int], listed: dict[int, None], output: BatchOutput) -> None:
-        """Read the logits of slots that wait, sample where the device has not, and let them go on.
+        """Read the logits of slots that wait, sample where the device has not, and note their next inputs.
 
         Args:
             waiting: what the device reported of each slot.
@@ -299,7 +299,7 @@ class CapturedRunner:
     # Capturing
 
     def _capture(self, num_rows: int) -> None:
-        """Capture the model for rows 0 … num_rows - 1, on what the slots hold, if that is not done yet.
+        """Capture the model for rows 0 … num_rows - 1, on the slots as they are, if that is not done yet.
 
         It runs the model more than once, and changes nothing by that: where no sampler runs in between, each
         row computes the same keys, values and logits again.

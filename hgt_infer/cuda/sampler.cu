@@ -19,7 +19,7 @@ typedef unsigned long long u64;
 #define LEVELS_PER_NAT 134217728.0f  // 2^27: floats above 1/8 have levels of their own
 #define MAX_LEVEL 3690987520.0f      // of 27.5 nats: exp(-27.5) · 2^40 is 1.2
 #define WEIGHT_ONE 1099511627776.0f  // 2^40: the weight of the likeliest token
-#define NO_LEVEL 0xffffffffu         // too light to be drawn, or banned
+#define NO_LEVEL 0xffffffffu         // too light to be sampled, or banned
 #define INFINITE __int_as_float(0x7f800000)
 #define ALL_LANES 0xffffffffu
 #define WARP (BLOCK < 32 ? BLOCK : 32)
@@ -316,7 +316,7 @@ static __device__ void keep_levels(const Row& row) {
 #endif
 }
 
-// Let those of a level go whose logits are below the lowest that top_k leaves; level_of does it where none is kept.
+// Drop those of a level whose logits are below the lowest that top_k leaves; level_of does it where none is kept.
 static __device__ void drop_below_lowest(const Row& row, u32 level) {
 #if KEEPS_LEVELS
     int first = CHUNK * row.first_chunk, num_places = CHUNK * (row.last_chunk - row.first_chunk);
@@ -414,7 +414,7 @@ static __device__ Found key_that_reaches(Row& row, What what, u32 limit, Goal go
 
 // The token at which the sum of weights passes the random share of their total, in the block that has it; in the
 // others -1.
-static __device__ int drawn(Row& row, const Record& record, u64 random) {
+static __device__ int sample_token(Row& row, const Record& record, u64 random) {
     Shared& shared = *row.shared;
     Filter filter = {NO_LEVEL - 1, VOCAB_SIZE - 1, (u64)(record.min_p * WEIGHT_ONE)};
     keep_levels(row);
@@ -519,7 +519,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sample(
                 row.levels_per_logit = LEVELS_PER_NAT / record.temperature;
                 int step = position - (record.prompt_length - 1);
                 u64 word = (u64)(step > 0 ? step : 0) * WORDS_PER_STEP;
-                next_id = drawn(row, record, philox(record.seed, record.sample_index, word));
+                next_id = sample_token(row, record, philox(record.seed, record.sample_index, word));
                 is_writer = next_id >= 0;
             }
             report = record.mode == HOST_CONTROLLED ? PROPOSED - next_id : next_id;

@@ -36,7 +36,7 @@ CLUSTER_SIZES = (1, 2, 4, 8)
 MIN_CLUSTER_CAPABILITY = 9
 
 MAX_TOP_P_TEMPERATURE = 1_000.0
-"""Above it the host draws a row with top_p: the kernel takes logits that differ by less than
+"""Above it the host samples a row with top_p: the kernel takes logits that differ by less than
 temperature · 2^-27 for equally likely, and keeps the lowest ids of them.
 """
 
@@ -57,6 +57,9 @@ class Sampler:
             16 bytes.
         cluster_sizes: of which one is chosen by the number of rows; increasing.
 
+    Attributes:
+        keeps_levels: whether a block keeps the levels of its places in shared memory.
+
     Raises:
         ModelFormatError: the vocabulary is too large for the GPU's shared memory.
     """
@@ -73,29 +76,36 @@ class Sampler:
         logits, _, _, _, logit_bias, repetition_penalty, *_ = addresses
         assert not any(address % _VECTOR_BYTES for address in (logits, logit_bias, repetition_penalty))
         limits = device.limits()
-        self._vocab_size = vocab_size
         has_clusters = limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY
         sizes = [size for size in cluster_sizes if size == 1 or has_clusters]
         # Where levels do not fit the shared memory of any number of blocks, each pass computes them again.
-        for self.keeps_levels in (True, False):
-            fitting = [size for size in sizes if self._shared_bytes(size) <= limits.max_shared_bytes]
+        for keeps_levels in (True, False):
+            needed = {size: shared_bytes(vocab_size, size, keeps_levels=keeps_levels) for size in sizes}
+            fitting = {size: number for size, number in needed.items() if number <= limits.max_shared_bytes}
             if not fitting:
                 continue
-            self._kernel = device.kernel(
+            kernel = device.kernel(
                 SOURCE,
                 NAME,
                 block_size=BLOCK_SIZE,
-                defines=sampler_defines(vocab_size, logits_dtype, keeps_levels=self.keeps_levels),
+                defines=sampler_defines(vocab_size, logits_dtype, keeps_levels=keeps_levels),
                 addresses=addresses,
             )
             # Rows up to which so many blocks a row all run at once; the smallest size serves any number.
             with device.at_work():
-                numbers = {size: self._max_active_clusters(size) for size in fitting}
-            self._max_rows = {size: number for size, number in numbers.items() if number or size == 1}
-            if self._max_rows:
+                max_rows = {
+                    size: kernel.max_active_clusters(size, number) if size > 1 else 0
+                    for size, number in fitting.items()
+                }
+            max_rows = {size: number for size, number in max_rows.items() if number or size == 1}
+            if max_rows:
                 break
         else:
             raise ModelFormatError(f"a vocabulary of {vocab_size:,} tokens is too large for {device.name}")
+        self.keeps_levels = keeps_levels
+        self._kernel = kernel
+        self._shared_bytes = fitting
+        self._max_rows = max_rows
         self._launches: dict[int, Callable[[], None]] = {}
 
     def cluster_size(self, num_rows: int) -> int:
@@ -107,15 +117,9 @@ class Sampler:
         """Queue the sampling of the rows 0 … num_rows - 1."""
         if num_rows not in self._launches:
             size = self.cluster_size(num_rows)
-            shape = {"cluster_size": size, "shared_bytes": self._shared_bytes(size)}
+            shape = {"cluster_size": size, "shared_bytes": self._shared_bytes[size]}
             self._launches[num_rows] = partial(self._kernel.launch, num_rows, **shape)
         self._launches[num_rows]()
-
-    def _max_active_clusters(self, size: int) -> int:
-        return self._kernel.max_active_clusters(size, self._shared_bytes(size)) if size > 1 else 0
-
-    def _shared_bytes(self, cluster_size: int) -> int:
-        return shared_bytes(self._vocab_size, cluster_size, keeps_levels=self.keeps_levels)
 
 
 def shared_bytes(vocab_size: int, cluster_size: int, *, keeps_levels: bool = True) -> int:

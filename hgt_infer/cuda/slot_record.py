@@ -1,6 +1,6 @@
 """The record of a slot: all that a step on the device reads of the slot's sequence, written when it enters.
 
-The device goes on by itself from there. The layout is that of `Record` in sampler.cu. A slot's modes, and
+Steps advance the slot from there. The layout is that of `Record` in sampler.cu. A slot's modes, and
 what a step reports of it, are told here; sampler.cu has the same names.
 """
 

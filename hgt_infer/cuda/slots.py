@@ -126,7 +126,7 @@ class DeviceSlots:
         self._write_mode(slot, self._mode(slot), staging)
 
     def release(self, slot: int, sequence: Sequence, staging: Staging) -> None:
-        """Let a slot be idle, at the last position of the prompt that others may yet copy."""
+        """Make a slot idle, at the last position of the prompt that others may yet copy."""
         self._forget(slot)
         self._write_mode(slot, IDLE, staging)
         self._write_state(slot, 0, len(sequence.prompt_token_ids) - 1, staging)
@@ -221,5 +221,5 @@ def is_sampled_on_host(params: SequenceParams, vocab_size: int) -> bool:
 
 
 def _suppresses_too_many(params: SequenceParams) -> bool:
-    """Whether more tokens must not come below the minimum length than a record holds."""
+    """Whether more tokens are suppressed below the minimum length than a record has places for."""
     return params.min_tokens > 0 and len(params.eos_token_ids) > MAX_EOS_TOKENS

@@ -22,8 +22,8 @@ class Seen:
     """What a block of steps brought.
 
     Attributes:
-        num_sampled: output tokens that the device drew.
-        num_fed: tokens of prompts that it computed, but for those from which it drew.
+        num_sampled: output tokens that the device sampled.
+        num_fed: tokens of prompts that it computed, but for the last ones, from which it sampled.
         listed: slots to examine: their first token, their end, or watched.
         waiting: what each slot reported that waits for the host (NOT_FINITE, or PROPOSED - a token id).
     """
@@ -102,23 +102,23 @@ class TokenLog:
                 value = int(report[slot])
                 if value < PROMPT_TOKEN:
                     seen.waiting[slot] = value
-                    goes_on = False
+                    continues = False
                 else:
                     seen.listed[slot] = None
-                    goes_on = self._goes_on(slot, value)
-                if not goes_on:
+                    continues = self._continues(slot, value)
+                if not continues:
                     is_active[slot] = False
                     self._first_steps[slot] = NEVER
             seen.num_fed -= len(seen.waiting) - num_waiting
         return seen
 
     def append(self, slot: int, token_id: int) -> bool:
-        """Add a token that the host drew for a slot that waits; return whether the sequence goes on."""
+        """Add a token that the host sampled for a slot that waits; return whether the sequence goes on."""
         self._tokens[slot, self._counts[slot]] = token_id
         self._counts[slot] += 1
-        return self._goes_on(slot, token_id)
+        return self._continues(slot, token_id)
 
-    def _goes_on(self, slot: int, token_id: int) -> bool:
+    def _continues(self, slot: int, token_id: int) -> bool:
         """Note when a slot that was listed is to be listed next; return whether it has not ended."""
         count, limit = int(self._counts[slot]), self._limits[slot]
         self._next_counts[slot] = count + 1 if self._is_watched[slot] else limit
