@@ -5,25 +5,27 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.calls import ALL_SETTINGS, DEVICE_SETTINGS, MAX_LENGTH, any_length, make_calls, run_all, short
+from support.calls import (
+    ALL_SETTINGS,
+    DEVICE_SETTINGS,
+    MAX_LENGTH,
+    any_length,
+    make_calls,
+    open_captured,
+    run_all,
+    short,
+)
 from support.fake_cuda import FakeCudaDevice
 
-from hgt_infer.artifact.folder import Artifact, read_artifact
+from hgt_infer.artifact.folder import Artifact
 from hgt_infer.cuda.runner import CapturedRunner
 from hgt_infer.cuda.runtime import OUT_OF_MEMORY
-from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.errors import DeviceMemoryError, EngineError
-
-
-@pytest.fixture(scope="module")
-def opened(artifact: Path) -> Artifact:
-    return read_artifact(artifact)
 
 
 @pytest.fixture
@@ -56,21 +58,6 @@ class Counting:
         return output
 
 
-def make_runner(
-    artifact: Artifact, device: FakeCudaDevice, num_slots: int = 4, **options: Any
-) -> tuple[CapturedRunner, Scheduler]:
-    runner = CapturedRunner(
-        artifact,
-        device,
-        num_slots=num_slots,
-        max_length=MAX_LENGTH,
-        steps_per_sync=options.pop("steps_per_sync", 4),
-        **options,
-    )
-    scheduler = Scheduler(num_slots, max_fed_tokens=MAX_FED_TOKENS, closes_gaps=False, shares_prefills=False)
-    return runner, scheduler
-
-
 @pytest.mark.parametrize("steps_per_sync", [1, 2, 4, 8])
 def test_a_sequence_that_ends_wastes_few_steps(
     opened: Artifact, device: FakeCudaDevice, steps_per_sync: int
@@ -80,7 +67,7 @@ def test_a_sequence_that_ends_wastes_few_steps(
     for call in calls:
         call.has_text = False
         call.params = dataclasses.replace(call.params, prompt_logprobs=None)
-    runner, scheduler = make_runner(opened, device, steps_per_sync=steps_per_sync)
+    runner, scheduler = open_captured(opened, device, steps_per_sync=steps_per_sync)
     counting = Counting(runner)
     results = [result for group in run_all(counting, scheduler, calls) for result in group]
     assert counting.num_sampled == sum(len(result.token_ids) for result in results)
@@ -107,7 +94,7 @@ def sequence(prompt_length: int = 5, **settings: Any) -> Sequence:
 
 
 def test_an_ordinary_sequence_enters_by_two_copies(opened: Artifact, device: FakeCudaDevice) -> None:
-    runner, scheduler = make_runner(opened, device)
+    runner, scheduler = open_captured(opened, device)
     runner.warmup()
     num_copies = []
     for sequences in ([sequence(5)], [sequence(6, top_k=3), sequence(64, temperature=0.0)], []):
@@ -122,7 +109,7 @@ def test_an_ordinary_sequence_enters_by_two_copies(opened: Artifact, device: Fak
 
 
 def test_a_prefill_without_scores_does_not_wait(opened: Artifact, device: FakeCudaDevice) -> None:
-    runner, scheduler = make_runner(opened, device)
+    runner, scheduler = open_captured(opened, device)
     before = len(device.cudart.calls)
     assert admit(runner, scheduler, sequence(200)).is_prefill
     assert not any("Synchronize" in name for name in device.cudart.calls[before:])
@@ -130,7 +117,7 @@ def test_a_prefill_without_scores_does_not_wait(opened: Artifact, device: FakeCu
 
 
 def test_memory_is_allocated_once(opened: Artifact, device: FakeCudaDevice) -> None:
-    runner, scheduler = make_runner(opened, device)
+    runner, scheduler = open_captured(opened, device)
     before = len(device.cudart.calls)
     run_all(
         runner, scheduler, make_calls(random.Random(4), len(ALL_SETTINGS), ALL_SETTINGS, lengths=any_length)
@@ -142,7 +129,7 @@ def test_memory_is_allocated_once(opened: Artifact, device: FakeCudaDevice) -> N
 def test_warmup_captures_what_ordinary_settings_need(
     opened: Artifact, device: FakeCudaDevice, batch_invariant: bool, buckets: set[int]
 ) -> None:
-    runner, scheduler = make_runner(opened, device, 8, batch_invariant=batch_invariant)
+    runner, scheduler = open_captured(opened, device, batch_invariant=batch_invariant)
     runner.warmup()
     runner.warmup()
     captured = [set(session.captures) for session in device.sessions]
@@ -154,7 +141,7 @@ def test_warmup_captures_what_ordinary_settings_need(
 def test_a_sequence_that_the_host_sees_after_each_token_is_not_run_ahead(
     opened: Artifact, device: FakeCudaDevice
 ) -> None:
-    runner, scheduler = make_runner(opened, device, steps_per_sync=8)
+    runner, scheduler = open_captured(opened, device, steps_per_sync=8)
     assert runner.max_in_flight == 2
     admit(runner, scheduler, sequence(5, logprobs=0))
     assert runner.max_in_flight == 1
@@ -164,7 +151,7 @@ def test_a_sequence_that_the_host_sees_after_each_token_is_not_run_ahead(
 
 @pytest.mark.parametrize("at", [1, 2, 40, 300])
 def test_a_cuda_error_ends_the_run(opened: Artifact, device: FakeCudaDevice, at: int) -> None:
-    runner, scheduler = make_runner(opened, device)
+    runner, scheduler = open_captured(opened, device)
     device.cudart.fail(at=at)
     with pytest.raises(EngineError, match="cudaErrorIllegalAddress"):
         run_all(runner, scheduler, make_calls(random.Random(7), 20, DEVICE_SETTINGS, lengths=short))
@@ -172,7 +159,7 @@ def test_a_cuda_error_ends_the_run(opened: Artifact, device: FakeCudaDevice, at:
 
 @pytest.mark.parametrize("at", [1, 2, 30])
 def test_an_error_of_onnx_runtime_ends_the_run(opened: Artifact, device: FakeCudaDevice, at: int) -> None:
-    runner, scheduler = make_runner(opened, device)
+    runner, scheduler = open_captured(opened, device)
     device.sessions[0].fail(at=at)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run_all(runner, scheduler, make_calls(random.Random(8), 20, DEVICE_SETTINGS, lengths=short))
@@ -184,7 +171,7 @@ def test_memory_that_does_not_suffice_is_an_error_of_its_own(
 ) -> None:
     device.cudart.fail("cudaMalloc", at=at, status=OUT_OF_MEMORY)
     with pytest.raises(DeviceMemoryError):
-        make_runner(opened, device)
+        open_captured(opened, device)
 
 
 def test_as_many_slots_as_fit_are_taken(opened: Artifact, device: FakeCudaDevice) -> None:

@@ -18,32 +18,25 @@ from support.calls import (
     ALL_SETTINGS,
     DEVICE_SETTINGS,
     HOST_SETTINGS,
-    MAX_LENGTH,
     VOCAB_SIZE,
     Call,
     Result,
     any_length,
     copied,
     make_calls,
+    open_captured,
     run_all,
     short,
 )
 from support.fake_cuda import FakeCudaDevice
 from support.kernel_runner import run_eager
 
-from hgt_infer.artifact.folder import Artifact, read_artifact
-from hgt_infer.cuda.runner import CapturedRunner
-from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
-from hgt_infer.engine.scheduler import Batch, Scheduler
+from hgt_infer.artifact.folder import Artifact
+from hgt_infer.engine.scheduler import Batch
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ParameterError
 from hgt_infer.export import export_checkpoint
 from hgt_infer.sampling.host import filtered_probs
-
-
-@pytest.fixture(scope="module")
-def opened(artifact: Path) -> Artifact:
-    return read_artifact(artifact)
 
 
 @dataclass
@@ -77,32 +70,11 @@ def of_all_kinds(opened: Artifact) -> Reference:
     return Reference(calls, run_eager(opened, calls))
 
 
-def open_runner(
-    artifact: Artifact,
-    device: FakeCudaDevice,
-    *,
-    num_slots: int = 8,
-    steps_per_sync: int = 4,
-    batch_invariant: bool = True,
-) -> tuple[CapturedRunner, Scheduler]:
-    runner = CapturedRunner(
-        artifact,
-        device,
-        num_slots=num_slots,
-        max_length=MAX_LENGTH,
-        steps_per_sync=steps_per_sync,
-        batch_invariant=batch_invariant,
-    )
-    return runner, Scheduler(
-        num_slots, max_fed_tokens=MAX_FED_TOKENS, closes_gaps=False, shares_prefills=not batch_invariant
-    )
-
-
 def run_captured(
     artifact: Artifact, calls: list[Call], *, pace: str | int = "late", device_id: int = 0, **options: Any
 ) -> list[list[Result]]:
     device = FakeCudaDevice(device_id, pace=pace)
-    results = run_all(*open_runner(artifact, device, **options), calls)
+    results = run_all(*open_captured(artifact, device, **options), calls)
     device.close()
     return results
 
@@ -222,7 +194,7 @@ def test_a_capture_changes_nothing_that_runs(
     """Between any two batches, with others in flight and rows that wait for the host."""
     count = len(ALL_SETTINGS)
     device = FakeCudaDevice()
-    runner, scheduler = open_runner(opened, device, batch_invariant=batch_invariant)
+    runner, scheduler = open_captured(opened, device, batch_invariant=batch_invariant)
     launch = runner.launch
 
     def capture_and_launch(batch: Batch) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hgt_infer.artifact.folder import Artifact
+from hgt_infer.cuda.device import CudaDevice
+from hgt_infer.cuda.runner import CapturedRunner
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
@@ -194,3 +197,25 @@ def run_all(runner: Any, scheduler: Scheduler, calls: list[Call]) -> list[list[R
 
 def copied(calls: list[Call]) -> list[Call]:
     return [Call(c.prompt, c.num_samples, c.params, c.has_text, c.arrival, c.departure) for c in calls]
+
+
+def open_captured(
+    artifact: Artifact,
+    device: CudaDevice,
+    *,
+    num_slots: int = 8,
+    steps_per_sync: int = 4,
+    batch_invariant: bool = True,
+) -> tuple[CapturedRunner, Scheduler]:
+    """A captured runner, and the scheduler that goes with it."""
+    runner = CapturedRunner(
+        artifact,
+        device,
+        num_slots=num_slots,
+        max_length=MAX_LENGTH,
+        steps_per_sync=steps_per_sync,
+        batch_invariant=batch_invariant,
+    )
+    return runner, Scheduler(
+        num_slots, max_fed_tokens=MAX_FED_TOKENS, closes_gaps=False, shares_prefills=not batch_invariant
+    )
