@@ -35,7 +35,6 @@ class CapturedMemory:
         self.records = device.allocate(num_rows * RECORD.itemsize)  # [R]
         self.logits = device.allocate(num_rows * self.logits_bytes)  # [R, V]
         self._adjustments = device.allocate(3 * self.adjustments_pitch)  # [3, R, V]: bias, penalty, counts
-        self.ones = device.allocate(self.vocab_bytes)  # [V]
         self.prefill = device.allocate(3 * MAX_PREFILL_TOKENS * WORD_BYTES)  # ids, positions, last positions
         self.prefill_logits = device.allocate(MAX_PREFILL_TOKENS * self.logits_bytes)
 

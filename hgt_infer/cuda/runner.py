@@ -87,7 +87,7 @@ class CapturedRunner:
         self._host_logits = device.pinned(
             (max(self.num_rows, MAX_PREFILL_TOKENS), config.vocab_size), artifact.float_type
         )
-        self._slots = DeviceSlots(config, device.stream, self._memory, self.num_rows)
+        self._slots = DeviceSlots(config, device.stream, self._memory)
         self._log = TokenLog(self.num_rows, max_length)
         self._sequences: list[Sequence | None] = [None] * self.num_rows
         self._running: set[int] = set()  # slots that steps advance, or the host for them

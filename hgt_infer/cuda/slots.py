@@ -44,21 +44,16 @@ class DeviceSlots:
         config: the model.
         stream: the device's.
         memory: where the slots are.
-        num_slots: how many.
 
     Attributes:
         host_controlled: slots of which the host reads the logits of each token.
     """
 
-    def __init__(
-        self, config: ModelConfig, stream: CudaStream, memory: CapturedMemory, num_slots: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, stream: CudaStream, memory: CapturedMemory) -> None:
         self.host_controlled: set[int] = set()
         self._vocab_size = config.vocab_size
         self._stream = stream
         self._memory = memory
-        self._num_slots = num_slots
-        self._adjusted: set[int] = set()  # slots whose adjustments on the device are not neutral
         self._host_rows: dict[int, Rows] = {}  # of adjusted slots that the host controls
         # What the host has sampled since the last run: the next input id and position, and the token id with
         # its bias, penalty and count from then on.
@@ -66,16 +61,9 @@ class DeviceSlots:
         self._next_adjustments: dict[int, tuple[int, float, float, int]] = {}
 
     def write_idle(self, staging: Staging) -> None:
-        """Write the records and adjustments of slots that nobody has used, and wait."""
+        """Write the records of slots that nobody has used, and wait."""
         staging.records["mode"] = IDLE
-        staging.records["fed_tokens"] = -1
-        table = staging.tables[0]
-        table[0], table[1] = 0, 1
-        memory = self._memory
-        self._stream.copy_to_device(memory.records, staging.records)
-        self._stream.copy_to_device(memory.ones, table[1])
-        for slot in range(self._num_slots):
-            self._stream.copy_columns_to_device(memory.adjustments(slot), memory.adjustments_pitch, table)
+        self._stream.copy_to_device(self._memory.records, staging.records)
         self._stream.synchronize()
 
     def enter(self, slot: int, sequence: Sequence, staging: Staging, *, is_prefilled: bool) -> None:
@@ -91,8 +79,6 @@ class DeviceSlots:
         has_adjustment = is_adjusted(params)
         if has_adjustment:
             self._write_adjustment(slot, sequence, staging)
-        elif slot in self._adjusted:
-            self._clear_adjustment(slot)
 
         position = prompt_length - 1 if is_prefilled else sequence.num_computed
         is_greedy = params.temperature < MIN_TEMPERATURE
@@ -203,15 +189,6 @@ class DeviceSlots:
         memory = self._memory
         self._stream.copy_columns_to_device(memory.adjustments(slot), memory.adjustments_pitch, table)
         self._stream.fill_zero(memory.token_counts(slot), memory.vocab_bytes)
-        self._adjusted.add(slot)
-
-    def _clear_adjustment(self, slot: int) -> None:
-        memory = self._memory
-        self._stream.fill_zero(memory.adjustments(slot), memory.vocab_bytes)
-        self._stream.copy_within(
-            memory.adjustments(slot) + memory.adjustments_pitch, memory.ones, memory.vocab_bytes
-        )
-        self._adjusted.discard(slot)
 
 
 def is_sampled_on_host(params: SequenceParams, vocab_size: int) -> bool:

@@ -163,6 +163,19 @@ def test_a_slot_forgets_the_adjustments_of_the_sequence_before(opened: Artifact)
     assert run_captured(opened, copied(calls), num_slots=2) == run_eager(opened, calls)
 
 
+def test_a_slot_forgets_what_the_host_kept_of_the_sequence_before(opened: Artifact) -> None:
+    """The host finds that no token is left of the second one; with the first one's adjustments all are."""
+    watched: dict[str, Any] = {"logprobs": 1, "repetition_penalty": 1.3}
+    impossible: dict[str, Any] = {"allowed_token_ids": (5,), "bad_words_ids": ((5,),)}
+    calls = [
+        Call((1, 2, 3), 1, SequenceParams(max_tokens=3, seed=1, **settings))
+        for settings in (watched, impossible)
+    ]
+    [[first], _] = run_captured(opened, calls, num_slots=1)
+    assert len(first.logprobs) == 3
+    assert isinstance(calls[1].error, ParameterError)
+
+
 def fail(token_ids: list[int], logits: Any) -> Any:
     if len(token_ids) > 6:
         raise KeyError("mine")
