@@ -11,7 +11,7 @@ from benchmarks.gpu_check.replays import open_parts
 from benchmarks.gpu_check.report import Result, judged
 from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
 from benchmarks.measure.checkpoints import write_numpy_checkpoint
-from hgt_infer.cuda.slot_record import HELD
+from hgt_infer.cuda.slot_record import PROPOSED
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 128, "n_positions": 256, "vocab_size": 400}
 NUM_ROWS = 2
@@ -47,7 +47,7 @@ def check_parts(tiny: Subject, size: str) -> Iterator[Result]:
         for name, cluster_sizes in (("one block", (1,)), ("clusters", (1, 2, 4, 8))):
             parts.open_sampler(name, cluster_sizes=cluster_sizes, temperature=0.0)
             parts.run(name)
-            chosen = HELD - parts.read("token_ids")
+            chosen = PROPOSED - parts.read("token_ids")
             yield check_choice(f"smoke: sampler, {name}", chosen, logits)
 
 

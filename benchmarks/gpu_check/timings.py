@@ -17,7 +17,7 @@ from benchmarks.measure.checkpoints import SEED
 from benchmarks.measure.comparison import Spread, seconds_of
 from benchmarks.measure.environment import read_gpus
 from benchmarks.measure.fresh_processes import FIRST_TOKEN, first_token_s, in_fresh_processes
-from hgt_infer.cuda.slot_record import MAX_FED_TOKENS, UNRESOLVED
+from hgt_infer.cuda.slot_record import MAX_FED_TOKENS, NOT_FINITE
 from hgt_infer.engine.sequence import SequenceParams
 
 FIRST_TOKEN_TIMEOUT_S = 30
@@ -37,7 +37,7 @@ def measure_bandwidth(subject: Subject) -> Result:
 
             def copy() -> None:
                 for _ in range(num_copies):
-                    device.copy_within(addresses[1], addresses[0], num_bytes)
+                    device.stream.copy_within(addresses[1], addresses[0], num_bytes)
                 device.synchronize()
 
             with device.at_work():
@@ -59,7 +59,7 @@ def time_graphs(subject: Subject) -> Iterator[Result]:
             names = ("model", "top_k 50", "top_p 0.95", "temperature 1")
             replays = {name: parts.time(name, num_rounds=subject.scale.num_rounds) for name in names}
             has_logits = bool(np.isfinite(parts.read("logits")).all())
-            num_unresolved = int((parts.read("token_ids") == UNRESOLVED).sum())
+            num_unresolved = int((parts.read("token_ids") == NOT_FINITE).sum())
         model_s, top_k_s = (statistics.median(replays[name].seconds) for name in ("model", "top_k 50"))
         subject.notes.setdefault("step_s", {})[str(num_rows)] = model_s + top_k_s
         bound_s = _bound_s(subject, [CONTEXT] * num_rows)

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.subject import Subject, fixed_length, token_ids
 from benchmarks.gpu_check.timings import SETTINGS
 from benchmarks.measure.comparison import Spread, seconds_of
 from hgt_infer import SamplingParams
-from hgt_infer.cuda.device import CudaEvent
+from hgt_infer.cuda.stream import CudaEvent
 
 TWEETS_SLOTS = 256
 

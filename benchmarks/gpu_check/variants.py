@@ -226,7 +226,7 @@ def nodes_of_run(subject: Subject, num_rows: int) -> dict[str, int]:
             for _ in range(2):  # allocations and plans are made before
                 parts.run_eagerly()
             device.synchronize()
-            return count_nodes(library, device.stream, parts.run_eagerly)
+            return count_nodes(library, device.stream.handle, parts.run_eagerly)
 
 
 def main(argv: list[str]) -> int:

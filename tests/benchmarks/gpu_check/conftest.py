@@ -31,7 +31,7 @@ def fake(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Subject:
     """The subject on a stand-in for a GPU, which takes the fp32 graphs; all of its devices are one GPU."""
     opened: list[FakeCudaDevice] = []
 
-    def open_fakes(name: str, *, num_threads: int = 0) -> list[Any]:
+    def open_fakes(name: str, *, num_threads: int = 0, cache_dir: Any = None) -> list[Any]:
         if name == "cpu":
             return [CpuDevice()]
         assert name == "cuda"

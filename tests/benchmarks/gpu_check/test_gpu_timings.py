@@ -40,7 +40,7 @@ def test_timing_runs_on_a_stand_in(timing: Any, fake: Subject, monkeypatch: pyte
 def test_records_are_those_of_sequences_that_sample_and_wait() -> None:
     rows = records(3, {"top_p": 0.95})
     assert rows["top_p"].tolist() == pytest.approx([0.95] * 3)
-    assert (rows["holds"] == slot_record.WAITS).all()
+    assert (rows["mode"] == slot_record.HOST_CONTROLLED).all()
     assert (rows["fed_tokens"] == -1).all()
     assert len(set(rows["sample_index"].tolist())) == 3
 
@@ -53,13 +53,13 @@ def test_replayed_graphs_compute_what_the_runner_samples(fake: Subject) -> None:
         parts.time("model", num_rounds=1, num_replays=2)
         parts.time("greedy", num_rounds=1, num_replays=2)
         logits, reports = parts.read("logits").copy(), parts.read("token_ids").copy()
-        assert (slot_record.HELD - reports).tolist() == logits.argmax(axis=1).tolist()
+        assert (slot_record.PROPOSED - reports).tolist() == logits.argmax(axis=1).tolist()
         assert parts.read("seqlens_k").tolist() == before.tolist()
         parts.run_all(1)
 
 
 def test_waits_for_events_are_counted_and_the_method_is_put_back(fake: Subject) -> None:
-    from hgt_infer.cuda.device import CudaEvent
+    from hgt_infer.cuda.stream import CudaEvent
 
     wait = CudaEvent.wait
     with fake.generator(num_slots=2) as generator, tweets.waiting_for_events() as waited:
