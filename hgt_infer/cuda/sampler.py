@@ -23,7 +23,7 @@ from hgt_infer.cuda.slot_record import (
     PROPOSED,
 )
 from hgt_infer.errors import ModelFormatError
-from hgt_infer.sampling.host import UNIFORMS_PER_STEP
+from hgt_infer.sampling.random_numbers import UNIFORMS_PER_STEP
 
 SOURCE = Path(__file__).with_name("sampler.cu")
 NAME = "sample"

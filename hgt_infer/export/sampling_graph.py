@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hgt_infer.export.onnx_graph import OnnxGraph, Value
-from hgt_infer.sampling.host import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
+from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS
+from hgt_infer.sampling.settings import GRAPH_MAX_TOP_K
 
 NARROW_WINDOW, NARROW_MAX_TOP_K = 64, 50
 """Window and largest top_k of rows that need no more: TopK takes half the time where all of a batch do."""

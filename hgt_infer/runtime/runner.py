@@ -17,20 +17,10 @@ from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput, C
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.device import CpuDevice, Device, DeviceArray
 from hgt_infer.runtime.model_session import ModelBuffers, ModelSession
-from hgt_infer.sampling.host import (
-    GRAPH_UNIFORMS,
-    UNIFORMS_PER_STEP,
-    add_token,
-    adjustment,
-    graph_settings,
-    is_adjusted,
-    needs_host,
-    num_scored,
-    sample_on_host,
-    score_prompts,
-    token_logprobs,
-    uniforms,
-)
+from hgt_infer.sampling.host import sample_on_host
+from hgt_infer.sampling.logprobs import num_scored, score_prompts, token_logprobs
+from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS, UNIFORMS_PER_STEP, uniforms
+from hgt_infer.sampling.settings import add_token, adjustment, graph_settings, is_adjusted, needs_host
 
 
 class ModelRunner:

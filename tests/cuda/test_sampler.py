@@ -27,13 +27,9 @@ from hgt_infer.cuda.sampler import (
 from hgt_infer.cuda.slot_record import HOST_CONTROLLED, IDLE, NOT_FINITE, PROMPT_TOKEN, PROPOSED
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ModelFormatError
-from hgt_infer.sampling.host import (
-    UNIFORMS_PER_STEP,
-    add_token,
-    adjustment,
-    filtered_probs,
-    process_logits,
-)
+from hgt_infer.sampling.host import filtered_probs, process_logits
+from hgt_infer.sampling.random_numbers import UNIFORMS_PER_STEP
+from hgt_infer.sampling.settings import add_token, adjustment
 
 VOCAB_SIZE = 320
 EOS = 319

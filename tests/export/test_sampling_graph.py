@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from hgt_infer.export.sampling_graph import build_sampler
-from hgt_infer.sampling.host import GRAPH_MAX_TOP_K, GRAPH_UNIFORMS
+from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS
+from hgt_infer.sampling.settings import GRAPH_MAX_TOP_K
 
 ROWS_PER_RUN = 250
 LARGEST_UNIFORM = 1 - 2**-24

@@ -15,7 +15,7 @@ from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.runtime.device import CpuDevice, Device
 from hgt_infer.runtime.runner import ModelRunner
-from hgt_infer.sampling.host import token_logprobs
+from hgt_infer.sampling.logprobs import token_logprobs
 
 
 @pytest.fixture(scope="module")

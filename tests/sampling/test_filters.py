@@ -30,14 +30,8 @@ from support.transformers_filters import (
 
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ParameterError
-from hgt_infer.sampling.host import (
-    add_token,
-    adjustment,
-    filtered_probs,
-    is_adjusted,
-    needs_host,
-    process_logits,
-)
+from hgt_infer.sampling.host import filtered_probs, process_logits
+from hgt_infer.sampling.settings import add_token, adjustment, is_adjusted, needs_host
 
 
 def processed(

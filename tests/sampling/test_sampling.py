@@ -13,7 +13,9 @@ from support.chi_squared import assert_follows
 from support.transformers_filters import WARPERS, V, exact_probs, normal_logits, params_of, rows, token_ids
 
 from hgt_infer.errors import EngineError, ParameterError
-from hgt_infer.sampling.host import UNIFORMS_PER_STEP, filtered_probs, sample_row, token_logprobs, uniforms
+from hgt_infer.sampling.host import filtered_probs, sample_row
+from hgt_infer.sampling.logprobs import token_logprobs
+from hgt_infer.sampling.random_numbers import UNIFORMS_PER_STEP, uniforms
 
 
 def test_uniforms_are_fixed_for_all_time() -> None:
