@@ -1,22 +1,22 @@
 """The CPU's sampler as a graph: logits and per-row settings in, one token id per row out.
 
-Filters follow transformers' order: logit bias, repetition penalty, end-of-text suppressed below the
-minimum length, temperature, top_k, top_p, min_p. There is no random operator here: the caller feeds
-uniforms, so that a row's token depends on its own logits, settings and uniforms alone.
+The filters, their order and their borders are those of `sampling.host`. A row is drawn from a window of its
+likeliest tokens, from the whole softmax, or from that by rejection. There is no random operator here: the
+caller feeds uniforms, so that a row's token depends on its own logits, settings and uniforms alone.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from hgt_infer.export.onnx_graph import OnnxGraph, Value
+from hgt_infer.export.onnx_graph import OnnxGraph, Value, if_else, loop
 from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS
 from hgt_infer.sampling.settings import GRAPH_MAX_TOP_K
 
@@ -88,7 +88,7 @@ def build_sampler(*, vocab_size: int, eos_token_ids: Sequence[int]) -> ir.Model:
         repetition_penalty=graph.input("repetition_penalty", ir.DataType.FLOAT, vocab_shape),
     )
     sampler = _Sampler(rows, vocab_size, tuple(eos_token_ids))
-    token_ids, unresolved = _if(
+    token_ids, unresolved = if_else(
         op,
         _any(op, rows.is_adjusted),
         ("adjusted", lambda op: sampler.sample(op, sampler.adjust(op, logits))),
@@ -144,7 +144,7 @@ class _Sampler:
         window = self.window(op, logits)
         needs_total = op.Or(op.Less(rows.top_p, 1.0), op.Not(window.holds_all))
         may_be_wide = op.And(window.no_top_k, op.Or(window.is_unfiltered, needs_total))
-        use_wide, wide_ids, unresolved, total = _if(
+        use_wide, wide_ids, unresolved, total = if_else(
             op,
             _any(op, may_be_wide),
             ("wide", lambda op: self.sample_wide(op, logits, window)),
@@ -159,7 +159,7 @@ class _Sampler:
             ),
             [ir.DataType.BOOL, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.FLOAT],
         )
-        # The nucleus is inclusive: a token stays while the mass of likelier ones is below top_p.
+        # TopK gives the lowest of equal ones first: they are before a token as likelier ones are.
         in_nucleus = op.Less(window.before, op.Mul(rows.top_p, total))
         is_kept = op.And(in_nucleus, op.GreaterOrEqual(window.weights, window.min_weight))
         rank = _inverse_cdf(op, op.Where(is_kept, window.weights, 0.0), _column(op, rows.uniforms, 0))
@@ -238,7 +238,7 @@ class _Sampler:
         use_wide = op.Or(window.is_unfiltered, op.And(window.no_top_k, exceeds))
 
         is_cut = op.And(use_wide, op.Greater(rows.min_p, NO_WEIGHT))
-        weights, unit = _if(  # weights · unit are probabilities
+        weights, unit = if_else(  # weights · unit are probabilities
             op,
             _any(op, is_cut),
             ("cut", lambda op: self.cut(op, probs, is_cut, op.Mul(rows.min_p, peak))),
@@ -246,11 +246,11 @@ class _Sampler:
             [ir.DataType.FLOAT, ir.DataType.FLOAT],
         )
         ids, candidates, is_found = self.draw(op, weights)
-        # The window lies inside the nucleus of such a row: no mass needs computing for its tokens.
-        in_window = op.GreaterOrEqual(op.GatherElements(logits, ids, axis=1), window.last_logit)
+        # The window lies inside the nucleus of such a row. Ties with its last token may lie outside of both.
+        in_window = op.Greater(op.GatherElements(logits, ids, axis=1), window.last_logit)
         is_inside = op.Or(in_window, op.Or(op.GreaterOrEqual(rows.top_p, 1.0), op.Not(use_wide)))
         state = op.Where(is_found, op.Where(is_inside, INSIDE, OPEN), OUTSIDE)
-        first, state = self.settle(op, state, weights, candidates, unit)
+        first, state = self.settle(op, state, weights, ids, candidates, unit)
         unresolved = op.And(use_wide, op.Equal(op.GatherElements(state, first, axis=1), OUTSIDE))
         return use_wide, op.GatherElements(ids, first, axis=1), unresolved, total
 
@@ -309,13 +309,13 @@ class _Sampler:
         return ids, op.Squeeze(op.GatherElements(chosen, offset, axis=2), [2]), is_found
 
     def settle(
-        self, op: Any, state: Value, weights: Value, candidates: Value, unit: Value
+        self, op: Any, state: Value, weights: Value, ids: Value, candidates: Value, unit: Value
     ) -> tuple[Value, Value]:
         """Look at candidates until each row has one inside: its index [B, 1], and the state [B, R] then.
 
-        A candidate is inside when the mass of strictly likelier tokens is below top_p. weights [B, V] and
-        candidates [B, R] are in units [B, 1]. Only rows whose first candidate that may be inside is OPEN are
-        looked at, and most of them once.
+        A candidate is inside when the mass of likelier tokens, and of equally likely ones with lower ids, is
+        below top_p. weights [B, V] and candidates [B, R], those of ids [B, R], are in units [B, 1]. Only rows
+        whose first candidate that may be inside is OPEN are looked at, and most of them once.
         """
 
         def first_candidate(op: Any, state: Value) -> tuple[Value, Value]:
@@ -326,11 +326,21 @@ class _Sampler:
             where_open = _indices(op, is_open)  # of n rows
             candidate = op.GatherND(op.GatherElements(candidates, first, axis=1), where_open)  # [n, 1]
             in_candidates = op.Div(op.GatherND(weights, where_open), candidate)  # [n, V]
-            above = op.ReduceSum(
-                op.ThresholdedRelu(in_candidates, alpha=1.0), [1]
-            )  # Where would take 10 times
-            mass = op.Mul(above, op.Mul(candidate, op.GatherND(unit, where_open)))
-            is_inside = op.Less(mass, op.GatherND(self.rows.top_p, where_open))
+            mass = op.Mul(candidate, op.GatherND(unit, where_open))
+            top_p = op.GatherND(self.rows.top_p, where_open)
+            through = _sum_from(op, in_candidates, BELOW_ONE)  # likelier and equal ones, itself too
+            is_inside = op.Less(op.Mul(through, mass), top_p)
+
+            where_near = _indices(op, op.Not(is_inside))  # few of them: outside, or at the border
+            in_candidates = op.GatherND(in_candidates, where_near)
+            id_ = op.GatherND(op.GatherND(op.GatherElements(ids, first, axis=1), where_open), where_near)
+            equal = op.CumSum(op.Cast(op.Equal(in_candidates, 1.0), to=ir.DataType.FLOAT), 1, exclusive=1)
+            before = op.Add(_sum_from(op, in_candidates, 1.0), op.GatherElements(equal, id_, axis=1))
+            near_is_inside = op.Less(
+                op.Mul(before, op.GatherND(mass, where_near)), op.GatherND(top_p, where_near)
+            )
+            is_inside = op.ScatterND(is_inside, where_near, near_is_inside)
+
             looked_at = op.ScatterND(
                 op.GatherElements(state, first, axis=1), where_open, op.Where(is_inside, INSIDE, OUTSIDE)
             )
@@ -339,8 +349,13 @@ class _Sampler:
             return _any(op, is_open), first, is_open, state
 
         first, is_open = first_candidate(op, state)
-        first, _, state = _loop(op, GRAPH_UNIFORMS, _any(op, is_open), look, [first, is_open, state])
+        first, _, state = loop(op, GRAPH_UNIFORMS, _any(op, is_open), look, [first, is_open, state])
         return first, state
+
+
+def _sum_from(op: Any, values: Value, alpha: float) -> Value:
+    """The sum [n, 1] of each row's values above alpha."""
+    return op.ReduceSum(op.ThresholdedRelu(values, alpha=alpha), [1])  # Where would take 10 times
 
 
 def _inverse_cdf(op: Any, weights: Value, uniform: Value) -> Value:
@@ -367,51 +382,3 @@ def _column(op: Any, values: Value, index: int) -> Value:
 def _indices(op: Any, mask: Value) -> Value:
     """The n rows where mask [B, 1] is true, as [n, 1]: what GatherND and ScatterND take."""
     return op.Transpose(op.NonZero(op.Squeeze(mask, [1])), perm=[1, 0])
-
-
-_Branch = tuple[str, Callable[[Any], Sequence[Value]]]
-
-
-def _if(
-    op: Any, condition: Value, then: _Branch, otherwise: _Branch, dtypes: Sequence[ir.DataType]
-) -> Sequence[Value]:
-    """The values, of these types, that one of two branches gives; each is a name and a function of `op`."""
-
-    def branch(name: str, function: Callable[[Any], Sequence[Value]]) -> ir.Graph:
-        def trace(op: Any) -> Sequence[Value]:
-            op.builder.push_module(name)  # names must differ from the enclosing graph's
-            return function(op)
-
-        return op.builder.subgraph(trace, [], [ir.Value(type=ir.TensorType(x)) for x in dtypes], name=name)
-
-    results: Sequence[Value] = op.If(
-        condition, then_branch=branch(*then), else_branch=branch(*otherwise), _outputs=len(dtypes)
-    )
-    for result, dtype in zip(results, dtypes, strict=True):
-        result.dtype = dtype
-    return results
-
-
-def _loop(
-    op: Any,
-    max_rounds: int,
-    condition: Value,
-    function: Callable[..., Sequence[Value]],
-    state: Sequence[Value],
-) -> Sequence[Value]:
-    """The state after up to max_rounds of function(op, *state), which gives a new condition and state."""
-
-    def trace(op: Any, _round: Value, _condition: Value, *state: Value) -> Sequence[Value]:
-        op.builder.push_module("loop")
-        return function(op, *state)
-
-    prefix, dtypes = state[0].name, [x.dtype for x in state]
-    inputs = [
-        ir.val(f"{prefix}.round", ir.DataType.INT64, []),
-        ir.val(f"{prefix}.go_on", ir.DataType.BOOL, []),
-    ]
-    inputs += [ir.val(f"{prefix}.state_{i}", dtype) for i, dtype in enumerate(dtypes)]
-    outputs = [ir.Value(type=ir.TensorType(dtype)) for dtype in (ir.DataType.BOOL, *dtypes)]
-    body = op.builder.subgraph(trace, inputs, outputs, name="loop")
-    results: Sequence[Value] = op.Loop(max_rounds, condition, *state, body=body, _outputs=len(state))
-    return results

@@ -1,4 +1,4 @@
-"""A sequence's settings as a device takes them: numbers, two rows of adjustments, and what the device cannot do.
+"""A sequence's settings as a device takes them: numbers, two rows of adjustments, and what it cannot do.
 
 Applying them to logits is done in `sampling.host`, `export.sampling_graph` and `cuda/sampler.cu`.
 """

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 from support.kernel_rows import Rows
+from support.transformers_filters import FILTERS
 
 from hgt_infer.cuda.device import GpuLimits
 from hgt_infer.cuda.sampler import (
@@ -38,56 +36,6 @@ EOS = 319
 def some_logits(seed: int = 0, size: int = VOCAB_SIZE, *, has_ties: bool = False) -> NDArray[np.float32]:
     logits = (np.random.default_rng(seed).normal(size=size) * 2).astype(np.float32)
     return np.round(logits * 2) / 2 if has_ties else logits
-
-
-FILTERS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 0.5},
-    {"temperature": 3.0, "top_k": 300},
-    {"top_k": 5},
-    {"top_k": 50, "top_p": 0.8, "min_p": 0.02},
-    {"top_p": 0.9},
-    {"temperature": 0.7, "top_p": 0.95},
-    {"min_p": 0.1},
-]
-
-
-@pytest.mark.parametrize("has_ties", [False, True], ids=["distinct", "ties"])
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_tokens_follow_the_filtered_distribution(filters: dict[str, Any], has_ties: bool) -> None:
-    logits, num_draws = some_logits(has_ties=has_ties), 20_000
-    probs = filtered_probs(logits, SequenceParams(max_tokens=1, seed=0, **filters))
-    counts = np.bincount(
-        Rows(np.tile(logits, (num_draws, 1)), seed=3, **filters).step(), minlength=VOCAB_SIZE
-    )
-    assert not counts[probs == 0].any()
-    is_likely = probs * num_draws >= 5
-    observed = np.append(counts[is_likely], counts[~is_likely].sum())
-    expected = np.append(probs[is_likely], probs[~is_likely].sum()) * num_draws
-    has_rest = expected > 1e-9
-    assert stats.chisquare(observed[has_rest], expected[has_rest]).pvalue > 1e-4
-
-
-@settings(max_examples=200)
-@given(
-    seed=st.integers(0, 2**32),
-    has_ties=st.booleans(),
-    top_k=st.integers(0, VOCAB_SIZE + 5),
-    top_p=st.one_of(st.just(1.0), st.floats(1e-6, 1.0)),
-    min_p=st.one_of(st.just(0.0), st.floats(0, 1.0)),
-    temperature=st.floats(0.05, 50),
-)
-def test_only_tokens_that_the_filters_leave_are_drawn(
-    seed: int, has_ties: bool, top_k: int, top_p: float, min_p: float, temperature: float
-) -> None:
-    logits = some_logits(seed, has_ties=has_ties)
-    filters: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "temperature": temperature}
-    filters = {name: float(np.float32(v)) if name != "top_k" else v for name, v in filters.items()}
-    # What float32 and float64 may see differently at a border is let through.
-    wider = filters | {"top_p": min(1.0, filters["top_p"] + 1e-5), "min_p": filters["min_p"] * (1 - 1e-5)}
-    probs = filtered_probs(logits, SequenceParams(max_tokens=1, seed=0, **wider))
-    drawn = Rows(np.tile(logits, (50, 1)), seed=seed, **filters).step()
-    assert (probs[drawn] > 0).all()
 
 
 SHAPES = [

@@ -15,7 +15,15 @@ import torch
 import transformers
 from support.checkpoints import write_checkpoint
 from support.chi_squared import assert_follows
-from support.random_requests import END_OF_TEXT, PROMPTS, V, prefer_neighbours, random_text
+from support.random_requests import (
+    END_OF_TEXT,
+    PROMPTS,
+    V,
+    chosen,
+    controls,
+    prefer_neighbours,
+    random_text,
+)
 from support.transformers_filters import exact_probs, processors, theirs
 from support.transformers_version import needs_transformers_4
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -135,20 +143,7 @@ def test_greedy_ids_of_each_control_equal_transformers(
 
 
 def random_controls(rng: random.Random) -> dict[str, Any]:
-    controls = {
-        "logit_bias": {rng.randrange(V): rng.uniform(-5, 5) for _ in range(20)},
-        "presence_penalty": rng.uniform(-2, 2),
-        "frequency_penalty": rng.uniform(-1, 2),
-        "allowed_token_ids": rng.sample(range(V), 200),
-        "repetition_penalty": rng.uniform(0.7, 1.5),
-        "no_repeat_ngram_size": rng.randint(1, 4),
-        "bad_words": rng.sample(["\t", "7", "the kettle", "7\t", "a b", "'m", "robots", "!"], 3),
-        "min_tokens": rng.randint(1, 20),
-        "stop_token_ids": rng.sample(range(V), 15),
-        "logits_processor": prefer_neighbours,
-        "ignore_eos": True,
-    }
-    return {name: controls[name] for name in rng.sample(list(controls), rng.randint(2, 6))}
+    return chosen(rng, controls(rng) | {"min_tokens": rng.randint(1, 20), "ignore_eos": True}, 2, 6)
 
 
 def test_combinations_in_one_ragged_batch_equal_transformers_and_each_alone(

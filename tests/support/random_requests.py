@@ -40,30 +40,43 @@ def prefer_neighbours(token_ids: list[int], logits: NDArray[np.float32]) -> NDAr
     return logits
 
 
+def controls(rng: random.Random) -> dict[str, Any]:
+    """A random value of every setting that changes logits before temperature, and of what ends a sample."""
+    return {
+        "logit_bias": {END_OF_TEXT: 4} | {rng.randrange(V): rng.uniform(-5, 5) for _ in range(20)},
+        "presence_penalty": rng.uniform(-2, 2),
+        "frequency_penalty": rng.uniform(-2, 2),
+        "allowed_token_ids": rng.sample(range(V), 200),
+        "repetition_penalty": rng.uniform(0.7, 1.5),
+        "no_repeat_ngram_size": rng.randint(1, 4),
+        "bad_words": rng.sample(["\t", "7", "the kettle", "7\t", "a b", "'m", "robots", "!"], 3),
+        "stop_token_ids": rng.sample(range(V), 20),
+        "logits_processor": prefer_neighbours,
+    }
+
+
+def chosen(rng: random.Random, settings: dict[str, Any], least: int, most: int) -> dict[str, Any]:
+    """So many of the settings."""
+    return {name: settings[name] for name in rng.sample(list(settings), rng.randint(least, most))}
+
+
 def random_request(rng: random.Random) -> Request:
-    settings: dict[str, Any] = {
+    settings = controls(rng) | {
         "temperature": rng.choice([0, 0.7, 1.0, 1.5]),
         "top_k": rng.choice([0, 1, 50, 300]),
         "top_p": rng.uniform(0.3, 1),
         "min_p": rng.uniform(0, 0.1),
         "typical_p": rng.uniform(0.3, 1),
-        "repetition_penalty": rng.uniform(0.8, 1.5),
-        "presence_penalty": rng.uniform(-2, 2),
-        "frequency_penalty": rng.uniform(-2, 2),
-        "no_repeat_ngram_size": rng.randint(1, 3),
-        "logit_bias": {rng.randrange(V): 5, END_OF_TEXT: 4},
-        "allowed_token_ids": rng.sample(range(V), 150),
-        "bad_words": ["7", "the kettle"],
         "stop": rng.sample(["a", "e", "7", " the", "\t", "xe"], 3),
-        "stop_token_ids": rng.sample(range(V), 30),
         "min_tokens": rng.randint(0, 1),
-        "logits_processor": prefer_neighbours,
         "logprobs": rng.randint(0, 3),
         "prompt_logprobs": rng.randint(0, 3),
     }
-    chosen = {name: settings[name] for name in rng.sample(list(settings), rng.randint(0, 4))}
     params = SamplingParams(
-        n=rng.choice([1, 1, 2, 3]), max_tokens=rng.randint(1, 12), seed=rng.randrange(2**64), **chosen
+        n=rng.choice([1, 1, 2, 3]),
+        max_tokens=rng.randint(1, 12),
+        seed=rng.randrange(2**64),
+        **chosen(rng, settings, 0, 4),
     )
     # Few different prompts: some calls find theirs in the cache, some do not.
     return random_text(rng.randrange(60), rng.choice([0, 1, 2, 3, 8, 20])), params

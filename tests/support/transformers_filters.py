@@ -105,6 +105,24 @@ PROCESSORS: dict[str, st.SearchStrategy[Any]] = {
     "min_tokens": st.integers(0, 5),
 }
 # No share of n equal tokens is one of these masses: borders of rounding are not what is tested.
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 50, "top_p": 0.9501},  # the model card's
+    {"top_k": 50, "top_p": 0.8001, "min_p": 0.02},
+    {"top_k": 200, "temperature": 1.5, "min_p": 0.05},
+    {"top_p": 0.0101},
+    {"temperature": 0.7, "top_p": 0.9001},
+    {"temperature": 3.0, "top_p": 0.9501},
+    {"min_p": 0.1},
+    {"temperature": 1.5, "min_p": 0.01},
+    {"temperature": 1.5, "top_p": 0.8001, "min_p": 0.001},
+    {"temperature": 1.5, "top_p": 0.9001, "min_p": 0.01},
+]
+"""What a device samples itself: every way through its sampler, for any row of logits."""
+
 WARPERS: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.sampled_from([1.0, 0.3, 0.7, 1.9, 1e10]),
     "top_k": st.integers(0, V + 2),
