@@ -220,11 +220,11 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write an artifact folder from a checkpoint folder."""
-    from hgt_infer.export import export_checkpoint, installed_references
+    from hgt_infer.export import export_checkpoint
+    from hgt_infer.opening import verification_device
 
-    artifact = export_checkpoint(
-        checkpoint, output, precision=precision, force=force, references=installed_references()
-    )
+    with verification_device(precision) as device:
+        artifact = export_checkpoint(checkpoint, output, precision=precision, force=force, device=device)
     print(
         json.dumps({"path": str(artifact.path), "precision": artifact.precision})
         if as_json

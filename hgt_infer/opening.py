@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,12 +117,23 @@ def _load(
         precision=precisions[0] if is_auto else precision,
         or_of_artifact=precisions if is_auto else (),
         cache_dir=cache_dir,
+        open_device=verification_device,
     )
     if artifact.precision == "int8":
         check_int8()
     if is_auto and artifact.precision == "fp32":
         logger.info("precision='auto' took fp32, as transformers has it; 'int8' is faster on a CPU")
     return artifact
+
+
+@contextmanager
+def verification_device(precision: str) -> Iterator[Device | None]:
+    """The first GPU for the check of an fp16 export, where there is one, closed afterwards; else None."""
+    if precision == "fp16" and count_cuda_devices():
+        with closing(CudaDevice()) as device:
+            yield device
+    else:
+        yield None
 
 
 def open_devices(

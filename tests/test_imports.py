@@ -64,6 +64,16 @@ MAY_IMPORT = {
         *("hgt_infer.opening", "hgt_infer.requests", "hgt_infer.runtime", "hgt_infer.sampling"),
         *("numpy", "onnxruntime", "torch", "transformers"),
     },
+    "hgt_infer.export": {
+        *BASE,
+        *("hgt_infer.engine", "hgt_infer.sampling", "hgt_infer.artifact", "hgt_infer.runtime"),
+        *("numpy", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "tokenizers", "torch"),
+    },
+    "hgt_infer.loading": {
+        *BASE,
+        *("hgt_infer.artifact", "hgt_infer.cache_folder", "hgt_infer.export", "hgt_infer.runtime"),
+        *("filelock", "huggingface_hub"),
+    },
 }
 """A package, or a module that is in none → the packages that it may import, in functions too."""
 

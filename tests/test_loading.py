@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -7,8 +8,9 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -74,7 +76,9 @@ class FakeExporter(types.ModuleType):
         *,
         precision: str = "fp32",
         force: bool = False,
+        device: object = None,
     ) -> Artifact:
+        self.device = device
         with self.exported.open("a") as file:
             file.write(f"{precision}\n")
         source = Path(checkpoint)
@@ -124,6 +128,23 @@ def cache_entries(cache: Path) -> list[Path]:
 
 
 # --- folders
+
+
+def test_an_export_is_checked_on_a_device_that_is_opened_for_it_alone(
+    exporter: FakeExporter, checkpoint: Path
+) -> None:
+    opened: list[str] = []
+
+    @contextlib.contextmanager
+    def open_device(precision: str) -> Iterator[Any]:
+        opened.append(precision)
+        yield "a GPU"
+        opened.append("closed")
+
+    for _ in range(2):
+        load_artifact(checkpoint, precision="fp16", open_device=open_device)
+    assert exporter.device == "a GPU"
+    assert opened == ["fp16", "closed"]
 
 
 def test_an_artifact_folder_is_used_where_it_lies(

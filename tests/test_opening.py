@@ -6,10 +6,11 @@ import logging
 from typing import Any
 
 import pytest
+from support.fake_cuda import FakeCudaDevice
 from support.fake_cudart import FakeCudart
 
 from hgt_infer.errors import DeviceUnavailableError, ParameterError
-from hgt_infer.opening import open_devices
+from hgt_infer.opening import open_devices, verification_device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "CPU", "", "cuda:0 ", 3, ["cpu", 3], ["auto"]])
@@ -87,3 +88,19 @@ def test_auto_says_why_it_does_not_take_a_gpu_that_is_there(
     with caplog.at_level(logging.WARNING):
         assert open_devices("auto")[0].kind == "cpu"
     assert "there is a GPU: no GPU 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("precision", "num_gpus", "has_device"), [("fp16", 1, True), ("fp16", 0, False), ("fp32", 1, False)]
+)
+def test_an_fp16_export_is_checked_on_a_gpu_that_is_closed_behind_it(
+    precision: str, num_gpus: int, has_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, closed = FakeCudaDevice(), []
+    monkeypatch.setattr(gpu, "close", lambda: closed.append(True))
+    monkeypatch.setattr("hgt_infer.opening.count_cuda_devices", lambda: num_gpus)
+    monkeypatch.setattr("hgt_infer.opening.CudaDevice", lambda: gpu)
+    with verification_device(precision) as device:
+        assert device is (gpu if has_device else None)
+        assert not closed
+    assert bool(closed) is has_device

@@ -146,7 +146,7 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
         from hgt_infer.export import export_checkpoint
 
         try:
-            export_checkpoint(folder, staged / ONNX_FOLDER, references=["numpy"])
+            export_checkpoint(folder, staged / ONNX_FOLDER)
         except HgtInferError as error:
             raise PublishError(f"{folder} cannot be exported: {error}") from error
     return staged

@@ -22,7 +22,8 @@ from benchmarks.gpu_check.scale import Scale
 from benchmarks.gpu_check.subject import Subject
 from benchmarks.measure.environment import capture_environment
 from hgt_infer.export.checkpoint import read_checkpoint
-from hgt_infer.export.verify import compare
+from hgt_infer.export.verify import compare, numpy_logits
+from hgt_infer.opening import verification_device
 
 SHOWN_LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "torch", "transformers")
 OTHERS_CODE = ("transformers", "compiled", "variants", "profile of nodes", "profile of replays")
@@ -121,14 +122,14 @@ def verify_export(subject: Subject) -> Iterator[Result]:
     if subject.reference is not subject.artifact:
         artifacts.append(subject.reference)
     for artifact in artifacts:
-        found = list(compare(artifact, read_checkpoint(subject.checkpoint), ["numpy"]))
-        if not found:
+        with verification_device(artifact.precision) as device:
+            found = compare(artifact, numpy_logits(read_checkpoint(subject.checkpoint)), device)
+        if found is None:
             raise Skipped(f"{artifact.precision} runs on CUDA only")
-        for difference in found:
-            yield judged(
-                f"export verified, {artifact.precision}",
-                difference.is_close,
-                f"max {difference.largest:.3g}",
-                f"logits beside NumPy's; allowed are {difference.allowed}",
-                max_difference=difference.largest,
-            )
+        yield judged(
+            f"export verified, {artifact.precision}",
+            found.is_close,
+            f"max {found.largest:.3g}",
+            f"logits beside NumPy's; allowed are {found.allowed}",
+            max_difference=found.largest,
+        )

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.artifact.folder import (
     EXTERNAL_DATA_FILE,
     MODEL_FILE,
     SAMPLER_FILE,
     Artifact,
+    check_precision,
     new_artifact,
     read_artifact,
     write_metadata,
 )
 from hgt_infer.export.checkpoint import Checkpoint, read_checkpoint
-from hgt_infer.export.graph import build_graph
-from hgt_infer.export.precision import float_type
+from hgt_infer.export.decoder import Decoder
+from hgt_infer.export.int8_decoder import Int8Decoder
 from hgt_infer.export.sampling_graph import build_sampler
-from hgt_infer.export.verify import installed_references, verify
+from hgt_infer.export.verify import verify
+from hgt_infer.runtime.device import Device
 
-EXPORTER_VERSION = "5"
+EXPORTER_VERSION = "6"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
-
-__all__ = ["EXPORTER_VERSION", "export_checkpoint", "installed_references"]
 
 
 def export_checkpoint(
@@ -35,31 +38,54 @@ def export_checkpoint(
     *,
     precision: str = "fp32",
     force: bool = False,
-    references: Sequence[str] = ("numpy",),
+    device: Device | None = None,
+    is_verified: bool = True,
 ) -> Artifact:
-    """Export a checkpoint folder, check the result, and only then save it.
+    """Export a checkpoint folder, check the logits of the result, and only then save it.
 
     Args:
         checkpoint: a folder with config.json, weights and tokenizer.
         output: the artifact folder to write; it must not exist unless force replaces it.
         precision: "fp32" or "int8" for the CPU, "fp16" for CUDA.
         force: whether an existing artifact is replaced.
-        references: what the logits are compared with: "numpy" needs nothing more, "transformers" and
-            "optimum" (its own ONNX export) load PyTorch; `installed_references` lists those at hand.
+        device: runs the model for the check, and is not closed. None is the CPU, on which fp16 does not run:
+            it is saved unchecked then, with a warning.
+        is_verified: whether the logits are compared with NumPy's at all.
 
     Raises:
         ModelNotFoundError, ModelFormatError: no checkpoint, not a GPT-2, or logits that differ.
-        ParameterError: another precision or reference, or an output that exists.
+        ParameterError: another precision, or an output that exists.
     """
-    float_type(precision)
+    check_precision(precision)
     source = read_checkpoint(checkpoint)
     with new_artifact(output, force=force) as folder:
         _save_model(source, folder, precision)
         _save_sampler(source, folder)
         source.tokenizer.save(str(folder / "tokenizer.json"))
         write_metadata(folder, source.config, precision, source.generation_defaults)
-        verify(read_artifact(folder), source, references)
+        if is_verified:
+            verify(read_artifact(folder), source, device)
     return read_artifact(output)
+
+
+def build_graph(
+    config: ModelConfig, weights: Mapping[str, NDArray[np.float32]], *, precision: str
+) -> ir.Model:
+    """Build the decoder of one checkpoint, over a static KV cache that a run writes in place.
+
+    One graph serves prompts and single steps: a run takes S tokens per row and gives the logits of the last P
+    tokens per row. The sampler is a graph of its own.
+
+    Inputs (B rows, S tokens a row, M cache positions, H heads of size D, V tokens in the vocabulary):
+        input_ids int32 [B, S], position_ids int32 [B, S]: S = 1, or from position 0, or B = 1
+        seqlens_k int32 [B]: last position of each row
+        total_sequence_length int32 []: largest seqlens_k + 1, or anything up to M above; in CPU memory
+        first_output int64 [1], 0 … S: tokens first_output … S - 1 of each row give logits; in CPU memory
+        past_key.i, past_value.i [B, H, M, D]: bind the same buffer as present_key.i, present_value.i
+    Outputs (P = S - first_output): logits float32 [B · P, V]; present_key.i, present_value.i.
+    """
+    decoder = Int8Decoder if precision == "int8" else Decoder
+    return decoder(config, weights, precision).build()
 
 
 def _save_model(source: Checkpoint, folder: Path, precision: str) -> None:

@@ -1,7 +1,7 @@
 """Reads a Hugging Face GPT-2 checkpoint folder: its sizes, generation settings, weights, tokenizer.
 
 Nothing that a checkpoint says is executed. The files are read by `weights`, `tokenizer_files` and
-`generation_defaults`; making a graph out of the result is `hgt_infer.export.graph`'s.
+`generation_defaults`; making a graph out of the result is `hgt_infer.export.build_graph`'s.
 """
 
 from __future__ import annotations

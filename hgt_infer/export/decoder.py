@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
-from hgt_infer.export.precision import convert, float_type
+from hgt_infer.export.weights import convert, float_type
 
 
 class Decoder:

@@ -1,17 +1,15 @@
-"""Compare an artifact's logits with other implementations of the same checkpoint.
+"""Compare an artifact's logits with another implementation's of the same checkpoint: NumPy's at export.
 
 Every comparison takes prompts of different lengths through the graph as the engine does: all but the last
-token of each in a run of its own, then single steps of all of them on top of the cache.
+token of each in a run of its own, then single steps of all of them on top of the cache. The caller opens
+the GPU that fp16 runs on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import io
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.artifact.folder import Artifact
-from hgt_infer.cuda.device import CudaDevice
-from hgt_infer.cuda.runtime import count_cuda_devices
 from hgt_infer.engine.scheduler import Batch
 from hgt_infer.engine.sequence import Sequence as RunningSequence
 from hgt_infer.engine.sequence import SequenceParams
-from hgt_infer.errors import ModelFormatError, ParameterError
+from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import Checkpoint
 from hgt_infer.runtime.device import CpuDevice, Device
 from hgt_infer.runtime.runner import ModelRunner
@@ -43,87 +39,60 @@ LastLogits = Callable[[Sequence[int]], NDArray[np.float32]]
 """Token ids of one text → logits [NUM_STEPS, V] at its last NUM_STEPS tokens."""
 
 
-def installed_references() -> list[str]:
-    """The references that this environment can compute: numpy always."""
-    names = ["numpy"]
-    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        names.append("transformers")
-        if importlib.util.find_spec("optimum") and importlib.util.find_spec("optimum.onnxruntime"):
-            names.append("optimum")
-    return names
-
-
 @dataclass(frozen=True)
 class Difference:
     """How far an artifact's logits are from a reference's.
 
     Attributes:
-        reference: its name.
         largest: of the absolute differences.
         allowed: what the precision allows, in words.
         is_close: whether all of them are allowed.
     """
 
-    reference: str
     largest: float
     allowed: str
     is_close: bool
 
 
-def verify(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]) -> dict[str, float]:
-    """Return the largest absolute difference of logits to each reference.
+def verify(artifact: Artifact, checkpoint: Checkpoint, device: Device | None = None) -> None:
+    """Compare an artifact's logits with NumPy's on a device, as `compare` does; warn where it cannot.
 
     Raises:
         ModelFormatError: a difference is above the precision's tolerance.
-        ParameterError: an unknown reference.
     """
-    differences = {}
-    for found in compare(artifact, checkpoint, references):
-        if not found.is_close:
-            raise ModelFormatError(
-                f"{checkpoint.path}: the exported logits differ from {found.reference}'s by up to "
-                f"{found.largest:g}; allowed are {found.allowed}"
-            )
-        differences[found.reference] = found.largest
-        logger.info("%s: logits within %.2g of %s's", artifact.path, found.largest, found.reference)
-    return differences
-
-
-def compare(artifact: Artifact, checkpoint: Checkpoint, references: Sequence[str]) -> Iterator[Difference]:
-    """Compare an artifact's logits with each reference's; nothing comes where no device here can run it.
-
-    Raises:
-        ParameterError: an unknown reference.
-    """
-    unknown = set(references) - set(REFERENCES)
-    if unknown:
-        raise ParameterError(
-            f"references must be of {', '.join(REFERENCES)}; got {', '.join(sorted(unknown))}"
-        )
-    if not references:
+    found = compare(artifact, numpy_logits(checkpoint), device)
+    if found is None:
+        logger.warning("%s: fp16 runs on CUDA only, and there is no GPU here: not verified", artifact.path)
         return
-    device: Device = CpuDevice()
-    if artifact.precision == "fp16":
-        if not count_cuda_devices():
-            logger.warning(
-                "%s: fp16 runs on CUDA only, and there is no GPU here: not verified", artifact.path
-            )
-            return
-        device = CudaDevice()
-    with contextlib.closing(device):
-        texts, actual = _run(artifact, device)
-    for name in references:
-        with REFERENCES[name](checkpoint) as last_logits:
-            expected = np.stack([last_logits(text) for text in texts], axis=1)
-        difference = np.abs(actual - expected)
-        if artifact.precision == "int8":
-            allowed = f"a mean square of {MAX_INT8_NOISE:g} of their variance"
-            is_close = np.square(difference).mean() <= MAX_INT8_NOISE * expected.var()
-        else:
-            absolute, relative = TOLERANCES[artifact.precision]
-            allowed = f"{absolute:g} + {relative:g} · |logit|"
-            is_close = np.all(difference <= absolute + relative * np.abs(expected))
-        yield Difference(name, float(difference.max()), allowed, bool(is_close))
+    if not found.is_close:
+        raise ModelFormatError(
+            f"{checkpoint.path}: the exported logits differ from NumPy's by up to {found.largest:g}; "
+            f"allowed are {found.allowed}"
+        )
+    logger.info("%s: logits within %.2g of NumPy's", artifact.path, found.largest)
+
+
+def compare(artifact: Artifact, expected: LastLogits, device: Device | None = None) -> Difference | None:
+    """Compare an artifact's logits on a device with the expected ones.
+
+    device: where the artifact's precision runs, left open; None is a CPU. Of fp16 nothing is compared there.
+    """
+    if device is None:
+        if artifact.precision == "fp16":
+            return None
+        with contextlib.closing(CpuDevice()) as cpu:
+            return compare(artifact, expected, cpu)
+    texts, actual = _run(artifact, device)
+    logits = np.stack([expected(text) for text in texts], axis=1)
+    difference = np.abs(actual - logits)
+    if artifact.precision == "int8":
+        allowed = f"a mean square of {MAX_INT8_NOISE:g} of their variance"
+        is_close = np.square(difference).mean() <= MAX_INT8_NOISE * logits.var()
+    else:
+        absolute, relative = TOLERANCES[artifact.precision]
+        allowed = f"{absolute:g} + {relative:g} · |logit|"
+        is_close = np.all(difference <= absolute + relative * np.abs(logits))
+    return Difference(float(difference.max()), allowed, bool(is_close))
 
 
 def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[np.float32]]:
@@ -157,8 +126,7 @@ def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[n
     return texts, np.stack(logits)
 
 
-@contextlib.contextmanager
-def _numpy(checkpoint: Checkpoint) -> Iterator[LastLogits]:
+def numpy_logits(checkpoint: Checkpoint) -> LastLogits:
     """GPT-2 as in Radford et al., "Language models are unsupervised multitask learners" (2019)."""
     config, weights = checkpoint.config, dict(checkpoint.weights)
 
@@ -192,52 +160,4 @@ def _numpy(checkpoint: Checkpoint) -> Iterator[LastLogits]:
         logits: NDArray[np.float32] = norm(x[-NUM_STEPS:], "ln_f") @ head.T
         return logits
 
-    yield last_logits
-
-
-@contextlib.contextmanager
-def _transformers(checkpoint: Checkpoint) -> Iterator[LastLogits]:
-    import transformers
-
-    with _quiet():
-        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="float32").eval()
-    yield _torch_logits(model)
-
-
-@contextlib.contextmanager
-def _optimum(checkpoint: Checkpoint) -> Iterator[LastLogits]:
-    with _quiet():
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        model = ORTModelForCausalLM.from_pretrained(
-            checkpoint.path, export=True, provider="CPUExecutionProvider"
-        )
-    yield _torch_logits(model)
-
-
-def _torch_logits(model: Any) -> LastLogits:
-    import torch
-
-    def last_logits(token_ids: Sequence[int]) -> NDArray[np.float32]:
-        input_ids = torch.tensor([token_ids])
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = model(**inputs).logits[0, -NUM_STEPS:].numpy()
-        return logits
-
     return last_logits
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the progress and tracing notes of other libraries' loading out of the caller's terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-REFERENCES: dict[str, Callable[[Checkpoint], contextlib.AbstractContextManager[LastLogits]]] = {
-    "numpy": _numpy,
-    "transformers": _transformers,
-    "optimum": _optimum,
-}

@@ -1,4 +1,4 @@
-"""Reads the weights of a checkpoint folder: safetensors or pickles, whole or in shards.
+"""The weights of a checkpoint folder, read from safetensors or pickles, whole or in shards, and converted.
 
 Every weight is checked for its name, shape, type and values before any is used. No pickled code is run.
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hgt_infer.artifact.checked_json import format_error, read_json_object
 from hgt_infer.artifact.config import ModelConfig
+from hgt_infer.artifact.folder import PRECISIONS, check_precision
 from hgt_infer.errors import ModelFormatError
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,24 @@ def read_weights(folder: Path, config: ModelConfig, *, tied: bool) -> Mapping[st
     if "lm_head.weight" in stored and not _needs_head(folder, weights, tied=tied):
         del stored["lm_head.weight"]
     return weights
+
+
+def float_type(precision: str) -> np.dtype[np.floating]:
+    """The NumPy type of a precision's weights, activations and cache."""
+    check_precision(precision)
+    dtype: np.dtype[np.floating] = np.dtype(PRECISIONS[precision])
+    return dtype
+
+
+def convert(name: str, weight: NDArray[np.float32], precision: str) -> NDArray[np.floating]:
+    """Weight in the precision's type; ModelFormatError where a finite value would overflow."""
+    dtype = float_type(precision)
+    largest, limit = float(np.abs(weight).max(initial=0.0)), float(np.finfo(dtype).max)
+    if largest > limit:
+        raise ModelFormatError(
+            f"{name}: largest magnitude {largest:g} does not fit {precision}, which ends at {limit:g}"
+        )
+    return weight.astype(dtype, copy=False)
 
 
 def _needs_head(folder: Path, weights: _Weights, *, tied: bool) -> bool:

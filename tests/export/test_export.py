@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import write_checkpoint
+from support.fake_cuda import FakeCudaDevice
+from transformers import GPT2LMHeadModel
 
 from hgt_infer import ModelFormatError, ParameterError
 from hgt_infer.artifact.folder import read_artifact
 from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch
 from hgt_infer.engine.sequence import Sequence, SequenceParams
-from hgt_infer.export import export_checkpoint, graph, installed_references
+from hgt_infer.export import build_graph, export_checkpoint
 from hgt_infer.export.checkpoint import read_checkpoint
-from hgt_infer.export.precision import convert
-from hgt_infer.export.verify import verify
+from hgt_infer.export.verify import NUM_STEPS, LastLogits, compare, numpy_logits
+from hgt_infer.export.weights import convert
 from hgt_infer.runtime.device import CpuDevice
 from hgt_infer.runtime.runner import ModelRunner
 
@@ -62,38 +66,66 @@ def test_logits_equal_transformers_on_random_and_ragged_batches(
             sequence.append(int(rng.integers(0, vocab_size)))
 
 
-def test_verify_reports_its_difference_to_every_installed_reference(artifact: Path, checkpoint: Path) -> None:
-    references = [name for name in installed_references() if name != "optimum"]
-    assert references == ["numpy", "transformers"]
-    differences = verify(read_artifact(artifact), read_checkpoint(checkpoint), references)
-    assert set(differences) == set(references)
-    assert all(0 < difference < 1e-4 for difference in differences.values())
+def torch_logits(model: Any) -> LastLogits:
+    """The logits of transformers' model, or of one that is called as it is, for `compare`."""
+
+    def last_logits(token_ids: Seq[int]) -> NDArray[np.float32]:
+        ids = torch.tensor([token_ids])
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()
+        return logits[0, -NUM_STEPS:]
+
+    return last_logits
+
+
+def test_the_logits_are_numpys_and_transformers(
+    artifact: Path, checkpoint: Path, reference_model: Any
+) -> None:
+    for expected in (numpy_logits(read_checkpoint(checkpoint)), torch_logits(reference_model)):
+        difference = compare(read_artifact(artifact), expected)
+        assert difference is not None
+        assert difference.is_close
+        assert 0 < difference.largest < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_verify_compares_with_optimums_own_export(tmp_path: Path) -> None:
-    pytest.importorskip("optimum.onnxruntime")
+def test_the_logits_are_those_of_optimums_own_export(tmp_path: Path) -> None:
+    optimum = pytest.importorskip("optimum.onnxruntime")
     folder = write_checkpoint(tmp_path / "checkpoint", layout="modern", n_layer=1, n_positions=64)
-    export_checkpoint(folder, tmp_path / "artifact", references=["optimum"])
+    artifact = export_checkpoint(folder, tmp_path / "artifact")
+    model = optimum.ORTModelForCausalLM.from_pretrained(folder, export=True, provider="CPUExecutionProvider")
+    difference = compare(artifact, torch_logits(model))
+    assert difference is not None
+    assert difference.is_close
 
 
-@pytest.mark.parametrize("reference", ["numpy", "transformers"])
+def wrong_graph(config: Any, *args: Any, **options: Any) -> Any:
+    """The graph as if the exporter had taken another epsilon."""
+    object.__setattr__(config, "layer_norm_epsilon", 1e-2)
+    model = build_graph(config, *args, **options)
+    object.__setattr__(config, "layer_norm_epsilon", 1e-5)
+    return model
+
+
 def test_an_artifact_whose_logits_differ_is_not_saved(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if the exporter had taken another epsilon."""
-    original = graph.build_graph
-
-    def wrong(config: Any, *args: Any, **kwargs: Any) -> Any:
-        object.__setattr__(config, "layer_norm_epsilon", 1e-2)
-        model = original(config, *args, **kwargs)
-        object.__setattr__(config, "layer_norm_epsilon", 1e-5)
-        return model
-
-    monkeypatch.setattr("hgt_infer.export.build_graph", wrong)
-    with pytest.raises(ModelFormatError, match=rf"differ from {reference}'s by up to"):
-        export_checkpoint(checkpoint, tmp_path / "artifact", references=[reference])
+    monkeypatch.setattr("hgt_infer.export.build_graph", wrong_graph)
+    with pytest.raises(ModelFormatError, match=r"differ from NumPy's by up to"):
+        export_checkpoint(checkpoint, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
+    export_checkpoint(checkpoint, tmp_path / "artifact", is_verified=False)
+
+
+def test_the_check_runs_on_the_device_that_is_given_and_leaves_it_open(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16's GPU is the caller's; a stand-in takes the fp32 graph."""
+    device, closed = FakeCudaDevice(), []
+    monkeypatch.setattr(device, "close", lambda: closed.append(True))
+    export_checkpoint(checkpoint, tmp_path / "artifact", device=device)
+    assert "cudaMalloc" in device.cudart.calls
+    assert not closed
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -107,8 +139,10 @@ def test_an_untied_head_is_exported(tmp_path: Path, precision: str) -> None:
     (folder / "config.json").write_text(
         config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
-    references = ["numpy", "transformers"]
-    export_checkpoint(folder, tmp_path / "artifact", precision=precision, references=references)
+    artifact = export_checkpoint(folder, tmp_path / "artifact", precision=precision)
+    difference = compare(artifact, torch_logits(GPT2LMHeadModel.from_pretrained(folder).eval()))
+    assert difference is not None
+    assert difference.is_close
 
 
 def test_the_fp16_graph_holds_fp16_weights_and_caches_and_gives_logits_in_fp16(
@@ -127,6 +161,7 @@ def test_the_fp16_graph_holds_fp16_weights_and_caches_and_gives_logits_in_fp16(
     }
     assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
     assert artifact.precision == "fp16"
+    assert "not verified" in caplog.text
 
 
 def test_a_weight_beyond_fp16_is_refused_by_name() -> None:
@@ -158,20 +193,14 @@ def test_wte_is_stored_once_for_embedding_and_head(artifact: Path) -> None:
     assert "lm_head.weight" not in {w.name for w in model.graph.initializer}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"precision": "int3"}, "precision must be"), ({"references": ["jax"]}, "references must be")],
-)
-def test_an_unknown_option_is_named_and_nothing_is_written(
-    tmp_path: Path, checkpoint: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ParameterError, match=message):
-        export_checkpoint(checkpoint, tmp_path / "artifact", **options)
+def test_an_unknown_precision_is_named_and_nothing_is_written(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ParameterError, match="precision must be"):
+        export_checkpoint(checkpoint, tmp_path / "artifact", precision="int3")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_artifact_is_replaced_only_by_force(tmp_path: Path, checkpoint: Path) -> None:
-    export_checkpoint(checkpoint, tmp_path / "artifact")
-    with pytest.raises(ParameterError, match="artifact"):
-        export_checkpoint(checkpoint, tmp_path / "artifact")
-    export_checkpoint(checkpoint, tmp_path / "artifact", force=True)
+    for force in (False, True):
+        export_checkpoint(checkpoint, tmp_path / "artifact", force=force, is_verified=False)
+        with pytest.raises(ParameterError, match="artifact"):
+            export_checkpoint(checkpoint, tmp_path / "artifact")

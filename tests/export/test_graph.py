@@ -12,8 +12,8 @@ import pytest
 import torch
 from support.tiny_model import Array, TinyModel
 
+from hgt_infer.export import build_graph
 from hgt_infer.export.checkpoint import read_checkpoint
-from hgt_infer.export.graph import build_graph
 
 NUM_TOKENS = 24
 

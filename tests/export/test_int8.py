@@ -19,9 +19,8 @@ from support.tiny_model import Array, TinyModel
 
 from hgt_infer import DeviceUnavailableError, Generator, ModelFormatError, ParameterError
 from hgt_infer.artifact.folder import EXTERNAL_DATA_FILE, read_artifact
-from hgt_infer.export import decoder, export_checkpoint
+from hgt_infer.export import build_graph, decoder, export_checkpoint
 from hgt_infer.export.checkpoint import read_checkpoint
-from hgt_infer.export.graph import build_graph
 from hgt_infer.export.int8_decoder import quantize
 from hgt_infer.export.verify import MAX_INT8_NOISE
 from hgt_infer.runtime import cpu_features

@@ -42,7 +42,7 @@ def sample_predictions(checkpoint: Path, prompt: str, *, num: int, seed: int) ->
     from hgt_infer.export import export_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
-        artifact = export_checkpoint(checkpoint, Path(folder, "artifact"), references=["numpy"])
+        artifact = export_checkpoint(checkpoint, Path(folder, "artifact"))
         with Generator(artifact.path, device="cpu", num_slots=num) as generator:
             params = SamplingParams(n=num, seed=seed, max_tokens=MAX_TOKENS, min_tokens=2)
             [output] = generator.generate([prompt], params)
