@@ -1,8 +1,8 @@
 """The artifact folder: which files it has, how it is written at once, read and checked.
 
 An artifact is the decoder, `model.onnx` (with `model.onnx.data` where the weights are kept outside the
-graph), the samplers, `tokenizer.json`, `generation_config.json` and `config.json`, which names the sizes and
-hashes of the others. Making the graphs is `hgt_infer.export`'s, running them the runners'.
+graph), the CPU's sampler, `tokenizer.json`, `generation_config.json` and `config.json`, which names the
+sizes and hashes of the others. Making the graphs is `hgt_infer.export`'s, running them the runners'.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterErro
 FORMAT = "hgt-infer"
 FORMAT_VERSION = 4
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "float32"}
-"""NumPy's type of activations, cache and logits. fp16 runs on CUDA, the others on a CPU; int8 is that of
-matrices."""
+"""Precision → NumPy's type of activations, cache and logits; int8 is that of matrices alone. fp16 runs on
+CUDA, the others on a CPU."""
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
@@ -176,11 +176,11 @@ def write_metadata(
     Args:
         folder: has the graphs and `tokenizer.json` already, and `model.onnx.data` if there is one.
         config: the model's sizes.
-        precision: "fp32" or "fp16".
+        precision: of the weights, one of PRECISIONS.
         generation_defaults: the settings of a call that names none.
 
     Raises:
-        ParameterError: `precision` is neither of the two.
+        ParameterError: another precision.
         FileNotFoundError: one of the files is not there.
     """
     check_precision(precision)
