@@ -53,7 +53,9 @@ each, kept. How logits are read does not depend on who reads them."""
 
 def rows_of_all_settings(vocab_size: int, dtype: Any = np.float32) -> Rows:
     """A row for each kind of settings, with and without ties and adjustments, and greedy ones."""
-    settings_of_rows = [*FILTERS, *({**f, "is_adjusted": 1} for f in FILTERS), {"temperature": 0}]
+    filters_of_rows: list[dict[str, Any]] = [*FILTERS[::2], {"temperature": 3.0, "top_k": 300}]
+    adjusted = ({**filters, "is_adjusted": 1} for filters in filters_of_rows)
+    settings_of_rows = [*filters_of_rows, *adjusted, {"temperature": 0}]
     logits = [
         some_logits(seed, vocab_size, has_ties=has_ties)
         for has_ties in (False, True)

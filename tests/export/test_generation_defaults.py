@@ -186,7 +186,7 @@ prefixes = st.sampled_from([END, "My dream", "", None])
 
 @needs_transformers_4
 @settings(
-    max_examples=250,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -150,7 +150,7 @@ def test_combinations_in_one_ragged_batch_equal_transformers_and_each_alone(
     generator: Generator, reference_model: Any
 ) -> None:
     rng = random.Random(1)
-    prompts = [*PROMPTS, *(random_text(seed, rng.choice([1, 2, 8, 9, 40, 150])) for seed in range(43))]
+    prompts = [*PROMPTS, *(random_text(seed, rng.choice([1, 2, 8, 9, 40, 150])) for seed in range(23))]
     params = [replace(GREEDY, **random_controls(rng)) for _ in prompts]
     outputs = generator.generate(prompts, params)
     for prompt, own, output in zip(prompts, params, outputs, strict=True):
