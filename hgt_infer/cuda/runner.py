@@ -25,7 +25,9 @@ from hgt_infer.cuda.token_log import TokenLog
 from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.model_session import ModelSession, run_options
-from hgt_infer.sampling.host import num_scored, sample_on_host, score_prompts, token_logprobs, uniforms
+from hgt_infer.sampling.host import sample_on_host
+from hgt_infer.sampling.logprobs import num_scored, score_prompts, token_logprobs
+from hgt_infer.sampling.random_numbers import uniforms
 
 
 class CapturedRunner:

@@ -22,7 +22,7 @@ from hgt_infer.cuda.slot_record import (
 )
 from hgt_infer.cuda.stream import CudaStream
 from hgt_infer.engine.sequence import Sequence, SequenceParams
-from hgt_infer.sampling.host import (
+from hgt_infer.sampling.settings import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     add_token,

@@ -44,9 +44,7 @@ def theirs(byte_checkpoint: Path) -> Transformers:
 
 @pytest.fixture(scope="module")
 def ours(byte_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HgtInfer]:
-    artifact = export_checkpoint(
-        byte_checkpoint, tmp_path_factory.mktemp("benchmarks") / "artifact", references=["numpy"]
-    )
+    artifact = export_checkpoint(byte_checkpoint, tmp_path_factory.mktemp("benchmarks") / "artifact")
     backend = HgtInfer(artifact.path)
     yield backend
     backend.close()

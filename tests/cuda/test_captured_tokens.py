@@ -104,7 +104,7 @@ def test_a_request_gets_the_tokens_of_the_eager_runner(
 
 def test_half_precision_gives_the_tokens_of_the_eager_runner_too(checkpoint: Path, tmp_path: Path) -> None:
     """Logits in float16: the sampler and the host read the same ones."""
-    half = export_checkpoint(checkpoint, tmp_path / "half", precision="fp16", references=())
+    half = export_checkpoint(checkpoint, tmp_path / "half", precision="fp16", is_verified=False)
     calls = make_calls(random.Random(16), len(ALL_SETTINGS), ALL_SETTINGS, lengths=short)
     expected = run_eager(half, calls)
     assert any(result.prompt_logprobs for group in expected for result in group)

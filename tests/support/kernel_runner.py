@@ -16,7 +16,7 @@ from hgt_infer.engine.scheduler import BatchOutput, Scheduler
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.device import CpuDevice
 from hgt_infer.runtime.runner import ModelRunner
-from hgt_infer.sampling.host import needs_host
+from hgt_infer.sampling.settings import needs_host
 
 
 class KernelRunner(ModelRunner):
