@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 import torch
 from support import stub_cuda
 from support.checkpoints import write_checkpoint
+from support.made_once import made_once
 from support.paths import ROOT
 from support.small_checkpoint import small_model, write_small_checkpoint
 from transformers import GPT2LMHeadModel
 
 from hgt_infer import Generator
 from hgt_infer.export import export_checkpoint
+from hgt_infer.runtime.device import CpuDevice
 
 REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
 
@@ -24,8 +28,20 @@ REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", ROOT.parent / "shared
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
-# ONNX Runtime's threads and torch's would spin against each other on a small machine.
+# torch's threads would spin against ONNX Runtime's and the other worker's on a small machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give a session on the CPU one thread unless a test asks for more.
+
+    Threads of ONNX Runtime that wait for each other spin against what else runs, another worker say.
+    """
+    init = CpuDevice.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuDevice, "__init__", lambda device, num_threads=0: init(device, num_threads or 1))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +67,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint laid out and configured like huggingtweets' models of 2021."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return made_once(tmp_path_factory, "checkpoint", write_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint, exported."""
-    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("artifact") / "fp32").path
+    return made_once(tmp_path_factory, "fp32", partial(export_checkpoint, checkpoint))
 
 
 @pytest.fixture(scope="session")

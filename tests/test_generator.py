@@ -264,8 +264,8 @@ def test_outputs_are_complete(generator: Generator) -> None:
 
 def test_threads_change_no_token(artifact: Path, generator: Generator) -> None:
     params = SamplingParams(n=3, max_tokens=12, seed=4)
-    with Generator(artifact, device="cpu", num_threads=1, num_slots=2) as single:
-        assert single.generate(["My dream", "a"], params) == generator.generate(["My dream", "a"], params)
+    with Generator(artifact, device="cpu", num_threads=3, num_slots=2) as several:
+        assert several.generate(["My dream", "a"], params) == generator.generate(["My dream", "a"], params)
     with pytest.raises(ParameterError, match="num_threads must be an integer in 1 … 1024; got 0"):
         Generator(artifact, device="cpu", num_threads=0)
 
