@@ -66,6 +66,7 @@ def test_a_bot(artifact: Path) -> None:
     assert all("\n" not in text for _, text in names["said"])
 
 
+@pytest.mark.integration
 def test_processes(artifact: Path, generator: Generator, tmp_path: Path) -> None:
     code = example("A batch job on several processes", 0, model=repr(str(artifact)))
     script = tmp_path / "job.py"

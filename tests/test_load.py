@@ -25,6 +25,7 @@ from support.waiting import ENDLESS, wait_until_idle
 
 from hgt_infer import Delta, EngineError, GenerationOutput, Generator, SamplingParams
 
+NUM_CALLS = 40  # of a thread
 TIMEOUT_S = 120  # of what would otherwise hang for ever
 
 
@@ -68,7 +69,7 @@ def test_32_threads_get_what_one_alone_gets(
         rng = random.Random(number)
         ways: Counter[str] = Counter()
         with asyncio.Runner() as runner:
-            for _ in range(120):
+            for _ in range(NUM_CALLS):
                 index = rng.randrange(len(requests))
                 prompt, params = requests[index]
                 way = rng.choice(["generate", "stream", "agenerate"])
@@ -83,8 +84,8 @@ def test_32_threads_get_what_one_alone_gets(
 
     with ThreadPoolExecutor(32) as pool:
         ways = sum(pool.map(work, range(32)), Counter())
-    assert ways.total() == 32 * 120
-    assert min(ways.values()) > 1000
+    assert ways.total() == 32 * NUM_CALLS
+    assert min(ways.values()) > 300
     assert {c.finish_reason for output in expected for c in output.completions} == {"stop", "length"}
 
 
@@ -169,7 +170,7 @@ def wait():
     with contextlib.suppress(EngineError):
         generator.generate(["a"] * 9, ENDLESS)
 threading.Thread(target=wait, daemon=True).start()
-while not generator.stats().running: pass
+while not generator.stats().running: time.sleep(0.001)
 """,
     "a stream in a cycle, which the collector finds while the engine holds its lock": """
 [worker] = generator._engine.workers
@@ -179,15 +180,16 @@ cycle = [generator.stream("a", ENDLESS)]
 cycle.append(cycle)
 del cycle
 generator.generate("a", SamplingParams(max_tokens=20))
-while generator.stats().running: pass
+while generator.stats().running: time.sleep(0.001)
 """,
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("end", ENDS)
 def test_a_process_ends_by_itself(artifact: Path, end: str) -> None:
     code = f"""
-import contextlib, gc, sys, threading
+import contextlib, gc, sys, threading, time
 from hgt_infer import EngineError, Generator, SamplingParams
 generator = Generator(sys.argv[1], device="cpu", num_slots=2)
 ENDLESS = SamplingParams(max_tokens=1000, min_tokens=1000)

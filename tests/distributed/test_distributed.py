@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ ray = pytest.importorskip("ray")
 from hgt_infer.distributed import build_deployment, generate_dataset, row_seed  # noqa: E402
 from hgt_infer.distributed import dataset as dataset_module  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.integration]
 
 PARAMS = SamplingParams(n=2, max_tokens=12, temperature=0.9)
 PROMPTS = [f"{word} {number}" for number in range(20) for word in ("My dream", "I think")]
@@ -46,8 +48,6 @@ def by_id(dataset: Any) -> dict[int, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def expected(generator: Generator) -> dict[int, list[str]]:
-    from dataclasses import replace
-
     params = [replace(PARAMS, seed=row_seed(5, number)) for number in range(len(PROMPTS))]
     outputs = generator.generate(PROMPTS, params)
     return {i: [sample.text for sample in output.completions] for i, output in enumerate(outputs)}
@@ -117,7 +117,8 @@ def test_what_cannot_be_run_is_refused(cluster: None, artifact: Path) -> None:
 def test_the_service_runs_on_serve(cluster: None, artifact: Path, generator: Generator) -> None:
     from ray import serve
 
-    port = 8123
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_deployment({"goose": str(artifact)}, num_replicas=(1, 2), api_keys=["key"]))
     try:
@@ -143,7 +144,7 @@ def test_the_example_of_the_docs_runs(
     monkeypatch.chdir(tmp_path)
     for relative in ('"progress"', '"samples"'):
         code = code.replace(relative, repr(str(tmp_path / relative.strip('"'))))
-    exec(code.replace('"huggingtweets/lilyw12_"', repr(str(artifact))), {})
+    exec(code.replace('"huggingtweets/lilyw12_"', repr(str(artifact))).replace("range(100)", "range(10)"), {})
     samples = ray.data.read_parquet(str(tmp_path / "samples")).take_all()
-    assert len(samples) == 100
+    assert len(samples) == 10
     assert {len(row["texts"]) for row in samples} == {5}

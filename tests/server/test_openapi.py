@@ -10,6 +10,8 @@ from schemathesis.checks import CHECKS
 from hgt_infer import Generator
 from hgt_infer.server import Limits, create_app
 
+pytestmark = pytest.mark.integration
+
 ROUTES = [
     *("POST /v1/completions", "GET /v1/models", "GET /v1/models/{model}"),
     *("GET /health", "GET /health/live", "GET /health/ready", "GET /metrics"),

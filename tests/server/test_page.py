@@ -22,6 +22,7 @@ STATUS = "the server responded with a status of 400"
 SCREENSHOTS = os.environ.get("HGT_INFER_SCREENSHOTS")
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
     pytest.mark.filterwarnings("ignore"),
 ]

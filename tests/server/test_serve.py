@@ -49,6 +49,7 @@ def running(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
         process.communicate()
 
 
+@pytest.mark.integration
 def test_it_serves_several_models_and_ends_with_a_signal(artifact: Path) -> None:
     with running(f"me/goose={artifact}", str(artifact), HGT_INFER_API_KEYS="one,two") as (process, url):
         answer = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer two"})
@@ -58,10 +59,11 @@ def test_it_serves_several_models_and_ends_with_a_signal(artifact: Path) -> None
         assert process.wait(timeout=20) == 0
 
 
-@pytest.mark.parametrize(("grace", "is_finished"), [("30", True), ("0", False)])
-def test_what_runs_has_the_grace_to_end(artifact: Path, grace: str, is_finished: bool) -> None:
+@pytest.mark.integration
+@pytest.mark.parametrize(("grace", "n", "is_finished"), [("30", 2, True), ("0", 16, False)])
+def test_what_runs_has_the_grace_to_end(artifact: Path, grace: str, n: int, is_finished: bool) -> None:
     with running(str(artifact), "--grace", grace) as (process, url):
-        body = LONG | {"model": artifact.name, "stream": True, "n": 16}
+        body = LONG | {"model": artifact.name, "stream": True, "n": n}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
             lines = filter(None, answer.iter_lines())
             next(lines)
@@ -118,6 +120,7 @@ def test_without_the_extra_it_says_what_to_install(
     assert "pip install 'hgt-infer[serve]'" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 def test_rubbish_and_clients_that_leave_do_no_harm(artifact: Path) -> None:
     """Broken heads, bodies that never come, answers that nobody waits for: the good ones are all right."""
