@@ -4,10 +4,13 @@
 BASE ?= scratch
 HANDLE ?= goose_lantern
 SEED ?= 1
+WORKERS ?= 2
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+# A file's tests run in one process, so that what they share is made once.
+PYTEST := $(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 REQUIREMENTS := pyproject.toml constraints.txt
 # The second is enough for `make demo`; the first includes it.
 INSTALLED_ALL := $(VENV)/installed-all
@@ -16,15 +19,18 @@ INSTALLED_CUDA := $(VENV)/installed-cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test browser demo lint format bench bench-report gpu-check clean
+.PHONY: help install test check browser demo lint format bench bench-report gpu-check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: $(INSTALLED_ALL)  ## set up .venv with everything
 
-test: lint browser  ## lint, types, and the tests with coverage
-	@$(PYTHON) -m pytest --cov -m "not slow"
+test: lint browser  ## lint, types, and the tests with coverage, in WORKERS processes
+	@$(PYTEST) --cov -m "not slow"
+
+check: lint  ## the same without whole programs and services, and without coverage
+	@$(PYTEST) -m "not slow and not integration"
 
 demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
 	@$(PYTHON) -m training --tweets training/sample/tweets.js --handle $(HANDLE) \

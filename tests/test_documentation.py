@@ -53,3 +53,37 @@ def test_every_file_of_the_readmes_tree_exists() -> None:
     documented = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
     modules = {path.name for path in (ROOT / "hgt_infer").glob("*.py")} - {"__init__.py"}
     assert modules <= documented
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("hgt_infer", "training", "benchmarks", "tests", "docs")
+FILES = {
+    str(path.relative_to(ROOT))
+    for folder in FOLDERS
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix != ".pyc"
+} | {path.name for path in ROOT.iterdir()}
+NAME = re.compile(
+    rf"(?<![\w/])(?:(?:{'|'.join(FOLDERS)})/[\w./-]*\w|(?:\w[\w-]*/)*\w+\.(?:py|cu|h))(?![\w/(])"
+)
+"""A path from the project's folder, or the end of one that is a file of code."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = re.sub(r"https?://\S+", "", page.read_text())
+    names = set(NAME.findall(text))
+    unknown = {name for name in names if not any(f"/{path}".endswith(f"/{name}") for path in FILES)}
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_runs_exists(page: Path) -> None:
+    modules = set(re.findall(rf"-m ((?:{'|'.join(FOLDERS)})[\w.]*\w)", page.read_text()))
+    paths = {module: ROOT / module.replace(".", "/") for module in modules}
+    unknown = {
+        module
+        for module, path in paths.items()
+        if not (path / "__main__.py").exists() and not path.with_suffix(".py").exists()
+    }
+    assert unknown == set()

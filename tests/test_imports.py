@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -142,6 +143,15 @@ def test_no_imports_run_in_a_circle() -> None:
         if module not in FACE and package_of(module) != "training.tracking"
     }
     list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_no_module_imports_a_test_module() -> None:
+    """Nor does the code that it gives to a process of its own: what both need is in support."""
+    imported = {
+        path.name: re.findall(r"\b(?:import|from) +(?:\w+\.)*test_\w+", path.read_text())
+        for path in (ROOT / "tests").rglob("*.py")
+    }
+    assert {name: found for name, found in imported.items() if found} == {}
 
 
 def test_importing_hgt_infer_loads_no_heavy_package() -> None:

@@ -49,10 +49,16 @@ def page(browser: Any, address: str) -> Iterator[Any]:
         "request",
         lambda request: request.url.startswith((address, "data:")) or complaints.append(request.url),
     )
-    page.goto(address)
+    open_page(page, address)
     yield page
     context.close()
     assert complaints == []
+
+
+def open_page(page: Any, address: str) -> None:
+    """Go to the page and wait for its models: what is written before is refused."""
+    page.goto(address)
+    page.wait_for_function("document.getElementById('model').options.length")
 
 
 def shoot(page: Any, name: str) -> None:
@@ -88,7 +94,7 @@ def test_an_error_is_shown_in_words(page: Any) -> None:
 def test_writing_can_be_stopped(browser: Any, artifact: Path) -> None:
     with Generator(artifact, device="cpu", num_slots=1) as generator, served({MODEL: generator}) as url:
         page = browser.new_page()
-        page.goto(url)
+        open_page(page, url)
         page.get_by_label("Samples").fill("16")
         page.get_by_label("Tokens at most").fill("512")
         page.get_by_role("button", name="Write").click()
@@ -102,7 +108,7 @@ def test_writing_can_be_stopped(browser: Any, artifact: Path) -> None:
 def test_it_fits_a_phone_in_light_and_dark(browser: Any, address: str, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)
     page = context.new_page()
-    page.goto(address)
+    open_page(page, address)
     page.get_by_role("button", name="Write").click()
     page.get_by_role("status").filter(has_text="a second").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -132,7 +138,7 @@ def test_a_choice_of_models_where_there_are_several(
 ) -> None:
     with Generator(artifact, device="cpu", num_slots=1) as other, served({"a": generator, "b": other}) as url:
         page = browser.new_page()
-        page.goto(url)
+        open_page(page, url)
         page.get_by_label("Model").select_option("b")
         page.get_by_role("button", name="Write").click()
         page.get_by_role("status").filter(has_text="a second").wait_for()
