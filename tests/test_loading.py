@@ -6,45 +6,23 @@ import logging
 import os
 import subprocess
 import sys
-import time
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from support.fake_exporter import FakeExporter
 from support.hub_stand_in import serve
 from support.paths import ROOT
 
 from hgt_infer.artifact.folder import (
-    SAMPLER_FILE,
-    Artifact,
-    GenerationDefaults,
-    ModelConfig,
-    new_artifact,
     read_artifact,
     verify_hashes,
-    write_metadata,
 )
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
 from hgt_infer.loading import load_artifact
 
-CONFIG = ModelConfig(
-    n_layer=1, n_head=1, n_embd=4, n_inner=16, n_positions=8, vocab_size=9, layer_norm_epsilon=1e-5
-)
-DEFAULTS = GenerationDefaults(
-    do_sample=True,
-    temperature=1.0,
-    top_k=50,
-    top_p=1.0,
-    min_length=0,
-    max_length=None,
-    max_new_tokens=256,
-    min_new_tokens=None,
-    eos_token_ids=(0,),
-    prefix="",
-)
 FILES_OF_2021 = (
     "config.json",
     "pytorch_model.bin",
@@ -54,49 +32,6 @@ FILES_OF_2021 = (
     "tokenizer_config.json",
 )
 NOT_NEEDED = ("README.md", "training_args.bin", "flax_model.msgpack", ".gitattributes")
-
-
-class FakeExporter(types.ModuleType):
-    """Stands for hgt_infer.export: writes an artifact whose graph is the checkpoint's weights.
-
-    `exported` is a file with one line for each export that began; FAKE_EXPORT, in the environment,
-    makes an export slow, or the process die in the middle of it.
-    """
-
-    EXPORTER_VERSION = "fake 1"
-
-    def __init__(self, exported: Path) -> None:
-        super().__init__("hgt_infer.export")
-        self.exported = exported
-
-    def export_checkpoint(
-        self,
-        checkpoint: str | os.PathLike[str],
-        output: str | os.PathLike[str],
-        *,
-        precision: str = "fp32",
-        force: bool = False,
-        device: object = None,
-    ) -> Artifact:
-        self.device = device
-        with self.exported.open("a") as file:
-            file.write(f"{precision}\n")
-        source = Path(checkpoint)
-        weights = [path for path in sorted(source.iterdir()) if path.suffix in (".safetensors", ".bin")]
-        with new_artifact(output, force=force) as folder:
-            (folder / "model.onnx").write_bytes(b"".join(path.read_bytes() for path in weights))
-            if os.environ.get("FAKE_EXPORT") == "dies":
-                os._exit(9)
-            if os.environ.get("FAKE_EXPORT") == "slow":
-                time.sleep(0.5)
-            (folder / SAMPLER_FILE).write_bytes(b"sampler")
-            (folder / "tokenizer.json").write_text("{}")
-            write_metadata(folder, CONFIG, precision, DEFAULTS)
-        return read_artifact(output)
-
-    @property
-    def count(self) -> int:
-        return len(self.exported.read_text().splitlines()) if self.exported.exists() else 0
 
 
 @pytest.fixture
@@ -264,7 +199,7 @@ def test_a_damaged_cache_entry_is_made_anew(exporter: FakeExporter, checkpoint: 
 def test_a_failed_export_leaves_nothing_and_is_tried_again(
     exporter: FakeExporter, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("test_loading.write_metadata", lambda *_: 1 / 0)
+    monkeypatch.setattr("support.fake_exporter.write_metadata", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_artifact(checkpoint, precision="fp32")
     assert cache_entries(tmp_path / "cache") == []
@@ -388,7 +323,7 @@ def test_the_real_exporter_fills_the_cache(
 
 
 def start(tmp_path: Path, model: str, **environment: str) -> subprocess.Popen[str]:
-    """Load `model` in a new process with a fake exporter; it prints the artifact's path or the error."""
+    """Run `load_and_print` in a new process."""
     for_child = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
@@ -401,23 +336,19 @@ def start(tmp_path: Path, model: str, **environment: str) -> subprocess.Popen[st
         "NO_PROXY": "127.0.0.1",
     }
     return subprocess.Popen(
-        [sys.executable, "-c", "import test_loading as t; t.load_and_print()", model, str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            "from support.fake_exporter import load_and_print; load_and_print()",
+            model,
+            str(tmp_path),
+        ],
         env=for_child | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
     )
-
-
-def load_and_print() -> None:
-    """What `start` runs."""
-    model, tmp_path = sys.argv[1:]
-    sys.modules["hgt_infer.export"] = FakeExporter(Path(tmp_path) / "exported.txt")
-    try:
-        print(load_artifact(model, precision="fp32").path)
-    except (ModelNotFoundError, ModelFormatError) as error:
-        print(f"{type(error).__name__}: {error}")
 
 
 def finish(process: subprocess.Popen[str]) -> str:

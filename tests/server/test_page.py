@@ -58,7 +58,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 def open_page(page: Any, address: str) -> None:
     """Go to the page and wait for its models: what is written before is refused."""
     page.goto(address)
-    page.wait_for_function("document.getElementById('model').options.length")
+    page.locator("#model option").first.wait_for(state="attached")
 
 
 def shoot(page: Any, name: str) -> None:
