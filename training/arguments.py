@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from training.corpus.cleaning import MIN_PLAIN_WORDS, CleaningRules
-from training.corpus.users import UserFiles, check_users
-from training.errors import HandleError, HyperParameterError
+from training.corpus.handles import UserFiles, check_users
+from training.errors import HyperParameterError, TrainingError
 from training.learning.presets import (
     EPOCH_LAYOUTS,
     FINE_TUNING,
@@ -292,7 +292,7 @@ def parse_users(args: argparse.Namespace) -> tuple[UserFiles, ...]:
     """Return whose tweets parsed options name, by handle.
 
     Raises:
-        HandleError: options that do not go together, or a handle that is none.
+        TrainingError: options that do not go together, or a handle that is none.
         TweetFileError: an archive that was to tell its owner cannot be read.
     """
     return tuple(check_users(_users(args)))
@@ -302,20 +302,20 @@ def _users(args: argparse.Namespace) -> list[UserFiles]:
     tweets, handles, names = args.tweets or [], args.handle or [], args.name or []
     if args.accounts is not None:
         if tweets or handles or names:
-            raise HandleError("--accounts goes without --tweets, --handle and --name")
+            raise TrainingError("--accounts goes without --tweets, --handle and --name")
         if not args.accounts.is_dir():
-            raise HandleError(f"accounts {args.accounts} is not a folder")
+            raise TrainingError(f"accounts {args.accounts} is not a folder")
         entries = sorted(path for path in args.accounts.iterdir() if not path.name.startswith("."))
         return [UserFiles(handle=path.stem, name=None, paths=(path,)) for path in entries]
     if not tweets:
-        raise HandleError("no tweets are given: --tweets FILE, or --accounts DIR")
+        raise TrainingError("no tweets are given: --tweets FILE, or --accounts DIR")
     if not handles and len(tweets) == 1:
         account = read_account(tweets[0][0])
         if account is None:
-            raise HandleError(f"{tweets[0][0]} does not say whose tweets they are: give --handle NAME")
+            raise TrainingError(f"{tweets[0][0]} does not say whose tweets they are: give --handle NAME")
         return [UserFiles(handle=account.handle, name=(names or [account.name])[0], paths=tuple(tweets[0]))]
     if len(handles) != len(tweets) or len(names) not in (0, len(handles)):
-        raise HandleError(
+        raise TrainingError(
             f"{len(tweets)} --tweets, {len(handles)} --handle and {len(names)} --name are given; "
             "expected a --handle for each --tweets, and as many --name or none"
         )

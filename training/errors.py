@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TrainingError(ValueError):
-    """What the caller gave cannot become a checkpoint."""
+    """What the caller gave cannot become a checkpoint, or a checkpoint what was asked of it."""
 
 
 class TweetFileError(TrainingError):
@@ -23,16 +23,16 @@ class EmptyTweetArchiveError(TweetFileError):
     """The files are well formed and hold no tweet."""
 
 
-class NotEnoughTextError(TrainingError):
-    """The kept tweets are too few characters to learn from."""
+class NotTheirTweetsError(TweetFileError):
+    """The files hold tweets, and all of them name another author than the handle."""
 
 
-class HandleError(TrainingError):
-    """The handle is not one that can be a user name."""
+class CleaningRuleError(TrainingError):
+    """A cleaning rule is out of its range."""
 
 
 class HyperParameterError(TrainingError):
-    """A hyper-parameter is out of its range."""
+    """An option of training is out of its range, or does not go with another."""
 
 
 class BaseModelError(TrainingError):
@@ -40,52 +40,16 @@ class BaseModelError(TrainingError):
 
 
 class OutputFolderError(TrainingError):
-    """The checkpoint cannot be written where it was asked for."""
+    """The output is in use, holds something else, or an interrupted run is in its way."""
 
 
 class DivergedError(TrainingError):
     """The loss became infinite or not a number: nothing worth keeping was learned."""
 
 
-class CleaningRuleError(TrainingError):
-    """A cleaning rule is out of its range."""
-
-
-class ResumeError(TrainingError):
-    """An interrupted run is in the way, or cannot be gone on with."""
-
-
-class TrackerError(TrainingError):
-    """A tracker is not known, or its packages are not installed."""
-
-
-class SweepError(TrainingError):
-    """A sweep cannot be run, gone on with, or found nothing."""
-
-
-class NotTheirTweetsError(TweetFileError):
-    """The files hold tweets, and all of them name another author than the handle."""
-
-
 class FetchError(TrainingError):
-    """The API cannot be called, or answers what it should not."""
-
-
-class TokenError(FetchError):
-    """There is no token for the API, or the API does not accept it."""
-
-
-class NoSuchUserError(FetchError):
-    """The user is unknown, suspended or protected."""
+    """The API cannot be called, refuses the token or the user, or answers what it should not."""
 
 
 class RateLimitError(FetchError):
-    """The API asks for a longer wait than is allowed."""
-
-
-class EvaluationError(TrainingError):
-    """A model cannot be evaluated as asked."""
-
-
-class PublishError(TrainingError):
-    """A checkpoint cannot be published."""
+    """The API asks for a longer wait than is allowed; a later call goes on."""

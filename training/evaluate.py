@@ -20,7 +20,7 @@ from training.arguments import add_user_arguments, parse_users
 from training.corpus.cleaning import CleaningRules
 from training.corpus.dataset import END_OF_TEXT, Dataset, make_dataset, sha256_of
 from training.corpus.users import read_users
-from training.errors import EvaluationError
+from training.errors import TrainingError
 from training.learning.kneser_ney import KneserNey
 from training.work_folder import read_json, write_json
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             loaded.
     """
     if not 1 <= args.samples <= MAX_SAMPLES:
-        raise EvaluationError(f"samples is {args.samples}, expected 1 to {MAX_SAMPLES}")
+        raise TrainingError(f"samples is {args.samples}, expected 1 to {MAX_SAMPLES}")
     record = _dataset_record(Path(args.model))
     users = read_users(parse_users(args), CleaningRules(**record.get("rules", {})))
     dataset = make_dataset(
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         with Generator(args.model) as generator:
             figures = evaluate(generator, dataset, num_samples=args.samples, seed=args.seed)
     except HgtInferError as error:
-        raise EvaluationError(f"model {args.model} cannot be evaluated: {error}") from error
+        raise TrainingError(f"model {args.model} cannot be evaluated: {error}") from error
     figures = {"held_out_from_training": as_trained, **figures}
     print_figures(figures)
     if args.json:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.errors import FetchError, HandleError, NoSuchUserError, RateLimitError, TokenError
+from training.errors import FetchError, RateLimitError, TrainingError
 
 if TYPE_CHECKING:
     import requests
@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
     """Fetch as the options ask for, and print how many tweets came.
 
     Raises:
-        TrainingError: one of its kinds, see `fetch_tweets`; TokenError where the environment holds no token.
+        TrainingError: one of its kinds, see `fetch_tweets`; FetchError where the environment holds no token.
     """
     token = next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
     if token is None:
-        raise TokenError(f"no token: set {' or '.join(TOKEN_VARIABLES)} to a bearer token of the API")
+        raise FetchError(f"no token: set {' or '.join(TOKEN_VARIABLES)} to a bearer token of the API")
     num_tweets = fetch_tweets(args.handle, args.output, token=token, max_wait_s=args.max_wait)
     print(f"{num_tweets} tweets of @{args.handle.lstrip('@')} in {args.output}")
 
@@ -87,15 +87,14 @@ def fetch_tweets(
         sleep: what waits, in seconds.
 
     Raises:
-        FetchError: tweepy is missing, `output` exists, or the API answers what it should not.
-        TokenError: the API refuses the token.
-        NoSuchUserError: the user is unknown, suspended or protected.
+        FetchError: tweepy is missing, `output` exists, the API refuses the token, the user is unknown,
+            suspended or protected, or the API answers what it should not.
         RateLimitError: it would take longer than `max_wait_s`.
-        HandleError: no such handle is possible.
+        TrainingError: no such handle is possible.
     """
     handle = handle.removeprefix("@")
     if not _HANDLE.fullmatch(handle):
-        raise HandleError(f"handle {handle!r} is not 1 to 15 letters, digits or underscores")
+        raise TrainingError(f"handle {handle!r} is not 1 to 15 letters, digits or underscores")
     if not 0 <= max_wait_s < float("inf"):
         raise FetchError(f"max_wait is {max_wait_s}, expected 0 or more seconds")
     if output.exists():
@@ -178,9 +177,9 @@ class _Api:
                 wait_s = max(1.0, int(reset) - time.time() + 1) if reset.isdecimal() else 60 * backoff_s
                 self._wait(wait_s, "the API's rate limit is reached")
             except tweepy.Unauthorized:
-                raise TokenError("the API refuses the token (401); expected a valid bearer token") from None
+                raise FetchError("the API refuses the token (401); expected a valid bearer token") from None
             except tweepy.Forbidden as error:
-                raise TokenError(f"the token may not read tweets (403, {self._text(error)})") from None
+                raise FetchError(f"the token may not read tweets (403, {self._text(error)})") from None
             except (tweepy.TwitterServerError, requests.RequestException) as error:
                 if attempt == MAX_TRIES - 1:
                     raise FetchError(
@@ -216,9 +215,9 @@ def _user(api: _Api, handle: str) -> dict[str, Any]:
     answer = api.call("get_user", username=handle, user_fields=USER_FIELDS)
     user = answer.get("data")
     if not isinstance(user, dict) or not isinstance(user.get("id"), str):
-        raise NoSuchUserError(f"@{handle}: no such user, or suspended ({_problem(answer)})")
+        raise FetchError(f"@{handle}: no such user, or suspended ({_problem(answer)})")
     if user.get("protected"):
-        raise NoSuchUserError(f"@{handle}: the user's tweets are protected; expected a public account")
+        raise FetchError(f"@{handle}: the user's tweets are protected; expected a public account")
     return {field: user[field] for field in ("id", "username", "name") if field in user}
 
 
@@ -226,7 +225,7 @@ def _tweets_of(page: dict[str, Any], handle: str) -> list[dict[str, Any]]:
     meta = page.get("meta")
     tweets = page.get("data", [])
     if not isinstance(meta, dict) and page.get("errors"):
-        raise NoSuchUserError(f"@{handle}: the tweets cannot be read ({_problem(page)})")
+        raise FetchError(f"@{handle}: the tweets cannot be read ({_problem(page)})")
     if not isinstance(meta, dict) or not isinstance(tweets, list):
         raise FetchError("the API answers with a page without `meta`, or whose `data` is no list")
     for tweet in tweets:

@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from training.corpus.dataset import Dataset, make_dataset
 from training.corpus.users import User, read_users
 from training.learning.presets import HyperParameters
 from training.learning.sweep import print_sweep, sweep
-from training.tracking.trackers import TrackedRun, tracked
+from training.tracking.run import TrackedRun
+from training.tracking.trackers import tracked
+from training.tweets.reading import read_tweets
 from training.work_folder import WorkFolder, check_output, read_json, work_folder, work_path, write_json
 
 DATASET_VERSION = 1  # of the way in which tweets become a text
@@ -101,6 +103,7 @@ def tracked_run(job: Job, dataset: Dataset, work: WorkFolder) -> TrackedRun:
         output=work.output,
         handle=handle,
         tweet_files=tuple(path for user in job.users for path in user.paths),
+        read_tweets=tweet_records,
         write_dataset=dataset.write,
         dataset={
             "handle": handle,
@@ -113,6 +116,12 @@ def tracked_run(job: Job, dataset: Dataset, work: WorkFolder) -> TrackedRun:
         base=job.base,
         config=work.settings,
     )
+
+
+def tweet_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the tweets of a file as JSON objects."""
+    for tweet in read_tweets([path]):
+        yield {"id": tweet.id, "text": tweet.text, "is_retweet": tweet.is_retweet}
 
 
 def train(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from training.card.model_card import PICTURES, write_card
-from training.errors import PublishError
+from training.errors import TrainingError
 
 MODEL_FILES = (
     "config.json",
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Publish as the options ask for.
 
     Raises:
-        PublishError: the folder is no checkpoint, the name none, there is no token, or the hub refuses.
+        TrainingError: the folder is no checkpoint, the name none, there is no token, or the hub refuses.
     """
     check_repo(args.repo)
     files = checkpoint_files(args.folder)
@@ -67,7 +67,7 @@ def check_repo(repo: str) -> None:
     """Check that the hub can have a model of this name.
 
     Raises:
-        PublishError: it cannot.
+        TrainingError: it cannot.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined,unused-ignore]
@@ -79,20 +79,20 @@ def check_repo(repo: str) -> None:
     else:
         valid = repo.count("/") == 1
     if not valid:
-        raise PublishError(f"repo {repo[:200]!r} is not a name of the hub, of the form user/name")
+        raise TrainingError(f"repo {repo[:200]!r} is not a name of the hub, of the form user/name")
 
 
 def hub_token() -> str:
     """Return the token of the hub.
 
     Raises:
-        PublishError: there is none.
+        TrainingError: there is none.
     """
     from huggingface_hub import get_token
 
     token = get_token()
     if not token:
-        raise PublishError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
+        raise TrainingError("there is no token of the hub: set HF_TOKEN, or use `hf auth login`")
     return token
 
 
@@ -100,17 +100,17 @@ def checkpoint_files(folder: Path) -> list[str]:
     """Return the names of the folder's files that are published.
 
     Raises:
-        PublishError: the folder lacks configuration, weights (safetensors) or tokenizer.
+        TrainingError: the folder lacks configuration, weights (safetensors) or tokenizer.
     """
     if not folder.is_dir():
-        raise PublishError(f"{folder} is not a folder")
+        raise TrainingError(f"{folder} is not a folder")
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
     weights = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHTS)]
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
     if not weights:
         missing.append("model.safetensors")
     if missing:
-        raise PublishError(f"{folder} is not a checkpoint: it has no {', '.join(missing)}")
+        raise TrainingError(f"{folder} is not a checkpoint: it has no {', '.join(missing)}")
     allowed = {*MODEL_FILES, *RECORDS, *PICTURES, *weights}
     return [name for name in names if name in allowed]
 
@@ -128,7 +128,7 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
         onnx: whether to export the ONNX artifact (fp32) into `onnx/`.
 
     Raises:
-        PublishError: it is not a GPT-2 that can be exported, or its records are not those of a training.
+        TrainingError: it is not a GPT-2 that can be exported, or its records are not those of a training.
     """
     staged.mkdir()
     for name in files:
@@ -138,7 +138,7 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
             write_card(staged, repo=repo)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise PublishError(f"no card can be made of {folder}'s records: {reason[:200]}") from error
+            raise TrainingError(f"no card can be made of {folder}'s records: {reason[:200]}") from error
     else:
         print("without a card: there is no dataset.json and training.json to make one of")
     if onnx:
@@ -148,7 +148,7 @@ def stage(folder: Path, files: list[str], staged: Path, *, repo: str, onnx: bool
         try:
             export_checkpoint(folder, staged / ONNX_FOLDER)
         except HgtInferError as error:
-            raise PublishError(f"{folder} cannot be exported: {error}") from error
+            raise TrainingError(f"{folder} cannot be exported: {error}") from error
     return staged
 
 
@@ -156,7 +156,7 @@ def upload(staged: Path, repo: str, *, token: str, private: bool) -> str:
     """Upload a folder as one commit and return the repository's address.
 
     Raises:
-        PublishError: the hub refuses or does not answer, or a repository that should be private is public.
+        TrainingError: the hub refuses or does not answer, or a repository that should be private is public.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
@@ -171,7 +171,7 @@ def upload(staged: Path, repo: str, *, token: str, private: bool) -> str:
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
-            raise PublishError(
+            raise TrainingError(
                 f"{repo} is there already, and is public: make it private, or leave --private out"
             )
         api.upload_folder(
@@ -180,11 +180,11 @@ def upload(staged: Path, repo: str, *, token: str, private: bool) -> str:
             commit_message="Upload a model and its card",
             delete_patterns=[*MODEL_FILES, *RECORDS, *PICTURES, *_WEIGHTS, f"{ONNX_FOLDER}/*"],
         )
-    except PublishError:
+    except TrainingError:
         raise
     except failures as error:
         reason = " ".join(str(error).split()).replace(token, "…")
-        raise PublishError(f"the hub did not take {repo}: {reason[:300]}") from error
+        raise TrainingError(f"the hub did not take {repo}: {reason[:300]}") from error
     return str(address)
 
 

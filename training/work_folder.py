@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from training.errors import OutputFolderError, ResumeError, TrainingError
+from training.errors import OutputFolderError, TrainingError
 
 SETTINGS = "run.json"
 _LOCK = "lock"
@@ -107,9 +107,8 @@ def work_folder(
         force: throw away what an earlier run left, and let `finish` replace a checkpoint.
 
     Raises:
-        OutputFolderError: as `check_output`; another run is at work; the folder cannot be made.
-        ResumeError: an earlier run left something and neither `resume` nor `force` is given, or its settings
-            differ.
+        OutputFolderError: as `check_output`; another run is at work; the folder cannot be made; an earlier
+            run left something and neither `resume` nor `force` is given, or its settings differ.
     """
     check_output(output, force=force)
     path = work_path(output)
@@ -118,7 +117,7 @@ def work_folder(
         resumed = left.is_file()
         if resumed and not resume:
             if not force:
-                raise ResumeError(
+                raise OutputFolderError(
                     f"an interrupted run for {output} was found; --resume goes on with it, "
                     "--force begins anew"
                 )
@@ -176,7 +175,7 @@ def _check_settings(left: Mapping[str, Any], given: Mapping[str, Any], output: P
     given = json.loads(json.dumps(given))
     for name in sorted({*left, *given}):
         if left.get(name) != given.get(name):
-            raise ResumeError(
+            raise OutputFolderError(
                 f"the interrupted run for {output} had another {name}: {left.get(name)!r}, now "
                 f"{given.get(name)!r}; --force begins anew"
             )

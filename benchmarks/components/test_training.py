@@ -27,8 +27,8 @@ from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
 from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.fresh_processes import in_fresh_processes
-from training.learning.finetune import TweetTrainer, set_schedule, summed_loss, training_arguments
 from training.learning.presets import HyperParameters, RunOptions
+from training.learning.trainer import TweetTrainer, set_schedule, summed_loss, training_arguments
 from training.sample.archive import sample_archive
 
 CASE = "training"
@@ -43,7 +43,8 @@ from pathlib import Path
 from benchmarks.measure.memory import memory_bytes
 from training.corpus.cleaning import CleaningRules
 from training.corpus.dataset import make_dataset
-from training.corpus.users import UserFiles, read_users
+from training.corpus.handles import UserFiles
+from training.corpus.users import read_users
 start = time.perf_counter()
 users = read_users([UserFiles(handle="goose", name=None, paths=(Path(sys.argv[1]),))], CleaningRules())
 read = time.perf_counter()

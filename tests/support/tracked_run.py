@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.tracking.trackers import TrackedRun, check_report_to, tracked
+from training.job import tweet_records
+from training.tracking.run import TrackedRun
+from training.tracking.trackers import check_report_to, tracked
 
 Entry = dict[str, float]
 
@@ -41,6 +43,7 @@ def a_run(root: Path, **changes: Any) -> TrackedRun:
         "output": root / "model",
         "handle": "goose",
         "tweet_files": (tweets,),
+        "read_tweets": tweet_records,
         "write_dataset": write,
         "dataset": DATASET,
         "base": "scratch",

@@ -16,10 +16,7 @@ from support.api_stand_in import Answer, Api, running_api
 from training import fetch
 from training.errors import (
     FetchError,
-    HandleError,
-    NoSuchUserError,
     RateLimitError,
-    TokenError,
     TrainingError,
 )
 from training.fetch import fetch_tweets
@@ -192,7 +189,7 @@ def test_a_user_whose_tweets_are_not_to_be_had_is_named(
     api: Api, output: Path, user: dict[str, Any], message: str
 ) -> None:
     api.user = user
-    with pytest.raises(NoSuchUserError, match=message):
+    with pytest.raises(FetchError, match=message):
         fetched(api, output)
     assert list(output.parent.iterdir()) == []
 
@@ -200,8 +197,8 @@ def test_a_user_whose_tweets_are_not_to_be_had_is_named(
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        ((401, {}, '{"title": "Unauthorized"}'), TokenError, "refuses the token"),
-        ((403, {}, '{"detail": "not in a project"}'), TokenError, "may not read tweets .*not in a project"),
+        ((401, {}, '{"title": "Unauthorized"}'), FetchError, "refuses the token"),
+        ((403, {}, '{"detail": "not in a project"}'), FetchError, "may not read tweets .*not in a project"),
         ((400, {}, json.dumps({"detail": f"bad {TOKEN}"})), FetchError, r"refuses the call .*bad \*\*\*"),
         ((418, {}, "tea"), FetchError, "refuses the call .*418"),
         ((200, {}, "[]"), FetchError, "answers with list, expected an object"),
@@ -255,7 +252,7 @@ def test_the_token_is_in_no_log(api: Api, output: Path, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("handle", ["", "two words", "../x", "a" * 16, "gööse"])
 def test_a_handle_that_cannot_be_is_refused_before_any_request(api: Api, output: Path, handle: str) -> None:
-    with pytest.raises(HandleError):
+    with pytest.raises(TrainingError, match="is not 1 to 15 letters, digits or underscores"):
         fetched(api, output, handle)
     assert api.requests == []
 
@@ -284,7 +281,7 @@ def test_the_command_takes_the_token_from_the_environment(
     for name in fetch.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     options = arguments("--handle", "@goose", "--output", str(output))
-    with pytest.raises(TokenError, match="set X_BEARER_TOKEN or TWITTER_BEARER_TOKEN"):
+    with pytest.raises(FetchError, match="set X_BEARER_TOKEN or TWITTER_BEARER_TOKEN"):
         fetch.run(options)
 
     given: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from training.errors import DivergedError, OutputFolderError, ResumeError
+from training.errors import DivergedError, OutputFolderError
 from training.work_folder import WorkFolder, read_json, seed_left_in, work_folder, work_path, write_json
 
 SETTINGS = {"seed": 7, "epochs": 4}
@@ -49,7 +49,7 @@ def test_an_interrupted_run_is_gone_on_with_only_on_request(tmp_path: Path) -> N
     output = tmp_path / "model"
     interrupt(output)
     with (
-        pytest.raises(ResumeError, match="--resume goes on with it, --force begins anew"),
+        pytest.raises(OutputFolderError, match="--resume goes on with it, --force begins anew"),
         work_folder(output, SETTINGS, resume=False, force=False),
     ):
         pass
@@ -80,7 +80,7 @@ def test_other_settings_cannot_be_gone_on_with(tmp_path: Path) -> None:
     output = tmp_path / "model"
     interrupt(output)
     with (
-        pytest.raises(ResumeError, match="had another epochs: 4, now 5; --force begins anew"),
+        pytest.raises(OutputFolderError, match="had another epochs: 4, now 5; --force begins anew"),
         work_folder(output, SETTINGS | {"epochs": 5}, resume=True, force=False),
     ):
         pass

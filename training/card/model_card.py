@@ -15,7 +15,7 @@ from unicodedata import category
 
 import yaml
 
-from training.corpus.users import check_handle
+from training.corpus.handles import check_handle
 
 PICTURES = ("preview.png", "bot.png", "pipeline.png", "loss.png")
 _PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
@@ -68,7 +68,7 @@ def model_card(
         repo: the hub id that the checkpoint is published as; None for a folder.
 
     Raises:
-        HandleError: a record's handle is not a handle.
+        TrainingError: a record's handle is not a handle.
     """
     for user in dataset["users"]:
         check_handle(user["handle"])

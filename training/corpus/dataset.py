@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from training.corpus.cleaning import CleanedTweets, Texts
 from training.corpus.text_store import TextStore
-from training.errors import HyperParameterError, NotEnoughTextError
+from training.errors import HyperParameterError, TrainingError
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_CHARACTERS = 6_000
@@ -92,7 +92,7 @@ def make_dataset(users: Sequence[CleanedTweets], *, epochs: int, eval_fraction: 
         seed: makes the split and the order.
 
     Raises:
-        NotEnoughTextError: fewer than 6,000 characters of a user.
+        TrainingError: fewer than 6,000 characters of a user.
         HyperParameterError: `epochs` or `eval_fraction` out of range.
     """
     if epochs < 1:
@@ -119,13 +119,13 @@ def check_size(user: CleanedTweets) -> str | None:
     """Return a warning where the kept tweets, joined, are under 40,000 characters, and None otherwise.
 
     Raises:
-        NotEnoughTextError: they are under 6,000 characters; the message names the counts.
+        TrainingError: they are under 6,000 characters; the message names the counts.
     """
     lengths = user.kept.store.lengths[user.kept.indices]
     num_characters = int(lengths.sum(dtype=np.int64)) + len(END_OF_TEXT) * max(0, len(lengths) - 1)
     counts = user.counts
     if num_characters < MIN_CHARACTERS:
-        raise NotEnoughTextError(
+        raise TrainingError(
             f"the tweets are {num_characters:,} characters and at least {MIN_CHARACTERS:,} are needed: "
             f"{counts.downloaded:,} downloaded, {counts.retweets:,} retweets, {counts.short:,} short, "
             + (f"{counts.replies:,} replies, " if counts.replies else "")

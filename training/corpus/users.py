@@ -1,39 +1,20 @@
-"""Whose tweets a model learns: handles, files, and what reading and cleaning the files gave.
+"""People's tweets, read and cleaned into one store of texts.
 
-Layouts of files are `tweets`' matter, rules of cleaning `cleaning`'s.
+Layouts of files are `tweets`' matter, rules of cleaning `cleaning`'s, handles `handles`'.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.corpus.cleaning import CleanedTweets, CleaningRules, clean
+from training.corpus.handles import UserFiles
 from training.corpus.text_store import TextStore
-from training.errors import HandleError, TrainingError
+from training.errors import TrainingError
 from training.tweets.reading import read_tweets
-
-MAX_USERS = 20
-_HANDLE = re.compile(r"[A-Za-z0-9_-]{1,50}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserFiles:
-    """One person's handle, display name and files of tweets.
-
-    Raises:
-        HandleError: the handle is not 1 to 50 letters, digits, underscores and hyphens.
-    """
-
-    handle: str
-    name: str | None
-    paths: tuple[Path, ...]
-
-    def __post_init__(self) -> None:
-        check_handle(self.handle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +29,6 @@ class User:
     name: str | None
     tweet_files: tuple[dict[str, str], ...]
     cleaned: CleanedTweets
-
-
-def check_handle(handle: str) -> str:
-    """Return the handle, without `@`: 1 to 50 letters, digits, underscores and hyphens.
-
-    Raises:
-        HandleError: it is anything else.
-
-    >>> check_handle("goose_lantern")
-    'goose_lantern'
-    """
-    if not _HANDLE.fullmatch(handle):
-        raise HandleError(
-            f"handle {handle!r} is not 1 to 50 letters, digits, underscores or hyphens (without @)"
-        )
-    return handle
-
-
-def check_users(users: Sequence[UserFiles]) -> list[UserFiles]:
-    """Return the users by handle, as huggingtweets joins them.
-
-    Raises:
-        HandleError: a handle twice, none, or more than 20.
-    """
-    handles = [user.handle.lower() for user in users]
-    for handle in handles:
-        if handles.count(handle) > 1:
-            raise HandleError(f"handle {handle!r} is given twice")
-    if not 1 <= len(users) <= MAX_USERS:
-        raise HandleError(f"{len(users)} users are given, expected 1 to {MAX_USERS}")
-    return sorted(users, key=lambda user: user.handle.lower())
 
 
 def read_users(users: Sequence[UserFiles], rules: CleaningRules) -> list[User]:

@@ -35,15 +35,13 @@ def load_base(base: str) -> tuple[Any, Any]:
         raise BaseModelError(f"base {base!r} cannot be loaded: the folder has no config.json")
     try:
         model_type = AutoConfig.from_pretrained(base).model_type
-        if model_type != "gpt2":
-            raise BaseModelError(f"base {base!r} is a {model_type} model, expected gpt2")
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        return AutoTokenizer.from_pretrained(base), model
+        if model_type == "gpt2":
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+            return AutoTokenizer.from_pretrained(base), model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, BaseModelError):
-            raise
         reason = str(error).strip().split("\n", 1)[0]
         raise BaseModelError(f"base {base!r} cannot be loaded: {reason}") from error
+    raise BaseModelError(f"base {base!r} is a {model_type} model, expected gpt2")
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int, max_length: int) -> None:

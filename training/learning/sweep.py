@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.errors import DivergedError, SweepError
+from training.errors import DivergedError, TrainingError
 from training.learning.presets import SCHEDULES, HyperParameters
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def sweep(
         scratch: random weights are trained: learning rates around the base's, not a pre-trained model's.
 
     Raises:
-        SweepError: the number is out of its range, the file has no study or that of another base or seed, or
-            all trials diverged.
+        TrainingError: the number is out of its range, the file has no study or that of another base or seed,
+            or all trials diverged.
     """
     if not 1 <= num_trials <= MAX_TRIALS:
-        raise SweepError(f"the number of trials is {num_trials}, expected 1 to {MAX_TRIALS}")
+        raise TrainingError(f"the number of trials is {num_trials}, expected 1 to {MAX_TRIALS}")
     import optuna
 
     choices = Choices.around(base, scratch=scratch)
@@ -107,7 +107,7 @@ def sweep(
     finished = [trial for trial in trials if trial.loss is not None]
     if not finished:
         low, high = choices.learning_rate
-        raise SweepError(
+        raise TrainingError(
             f"all of {len(trials)} trials diverged, at learning rates of {low:.1e} to {high:.1e}"
         )
     return SweepResult(best=min(finished, key=_by_loss), trials=trials)
@@ -222,7 +222,9 @@ def _check_settings(study: optuna.Study, settings: dict[str, Any], storage: Path
         return
     for name, value in settings.items():
         if kept.get(name) != value:
-            raise SweepError(f"the sweep in {storage} has another {name}: {kept.get(name)!r}, now {value!r}")
+            raise TrainingError(
+                f"the sweep in {storage} has another {name}: {kept.get(name)!r}, now {value!r}"
+            )
 
 
 @contextmanager
@@ -242,6 +244,6 @@ def _study(storage: Path) -> Iterator[optuna.Study]:
             opened.remove_session()
             opened.engine.dispose()
     except sqlalchemy.exc.DatabaseError as error:
-        raise SweepError(f"{storage} cannot be used as a study: {error.orig}") from error
+        raise TrainingError(f"{storage} cannot be used as a study: {error.orig}") from error
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.tracking.trackers import FOLDERS, TrackedRun
+from training.tracking.run import FOLDERS, TrackedRun, values
 
 PROJECT = "hgt-infer"  # WANDB_PROJECT goes before it
 INIT_TIMEOUT_S = 30
@@ -92,7 +92,7 @@ class WandbRuns:
     def log(self, entry: Mapping[str, float]) -> None:
         """Log a step; one that the server has already is passed over."""
         if self._train is not None and entry["step"] >= self._first_step:
-            self._train.log({k: v for k, v in entry.items() if k != "step"}, step=int(entry["step"]))
+            self._train.log(values(entry), step=int(entry["step"]))
 
     def log_model(self, training: Mapping[str, Any]) -> None:
         """Log the checkpoint's files as an artifact, and training.json as configuration and summary."""
@@ -183,16 +183,13 @@ class WandbRuns:
 
     def _raw_file(self, path: Path, number: int) -> tuple[Path, str]:
         """Return a file of tweets alone, and its name: an archive has its owner's messages as well."""
-        from training.tweets.reading import read_tweets
-
         prefix = f"{number}-" if len(self._run.tweet_files) > 1 else ""
         if path.is_file() and not zipfile.is_zipfile(path):
             return path, prefix + path.name
         tweets = self._folder / f"tweets-{number}.jsonl"
         with tweets.open("w", encoding="utf-8") as file:
-            for tweet in read_tweets([path]):
-                record = {"id": tweet.id, "text": tweet.text, "is_retweet": tweet.is_retweet}
-                file.write(json.dumps(record) + "\n")
+            for tweet in self._run.read_tweets(path):
+                file.write(json.dumps(tweet) + "\n")
         return tweets, f"{prefix}{path.stem}.jsonl"
 
     def _dataset_artifact(self) -> Any:

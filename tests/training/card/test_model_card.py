@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from training.card.model_card import PICTURES, escape_markdown, model_card, write_card
-from training.corpus.users import check_handle
-from training.errors import HandleError
+from training.corpus.handles import check_handle
+from training.errors import TrainingError
 from training.work_folder import write_json
 
 DATASET: dict[str, Any] = {
@@ -253,11 +253,11 @@ def test_handles_of_one_to_fifty_plain_characters_pass(handle: str) -> None:
     "handle", ["", "x" * 51, "@goose", "a b", "a/b", "..", "goose\n", "gänse", "a:b", "٣"]
 )
 def test_other_handles_are_errors(handle: str) -> None:
-    with pytest.raises(HandleError, match="1 to 50 letters"):
+    with pytest.raises(TrainingError, match="1 to 50 letters"):
         check_handle(handle)
     dataset = copy.deepcopy(DATASET)
     dataset["users"][0]["handle"] = handle
-    with pytest.raises(HandleError):
+    with pytest.raises(TrainingError, match="is not 1 to 50 letters"):
         model_card(dataset, TRAINING)
 
 

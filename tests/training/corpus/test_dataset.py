@@ -11,7 +11,7 @@ from support.small_run import cleaned_of
 from training.corpus.cleaning import CleanedTweets, Counts, Texts
 from training.corpus.dataset import END_OF_TEXT, Dataset, check_size, make_dataset, sha256_of, split
 from training.corpus.text_store import TextStore
-from training.errors import HyperParameterError, NotEnoughTextError
+from training.errors import HyperParameterError, TrainingError
 
 TWEETS = [f"tweet number {number} of a long and quiet winter {number * number}" for number in range(200)]
 
@@ -28,7 +28,7 @@ def texts_of(dataset: Dataset) -> list[str]:
 
 def test_under_6000_characters_is_an_error_that_names_the_counts() -> None:
     with pytest.raises(
-        NotEnoughTextError,
+        TrainingError,
         match=r"5,999 characters and at least 6,000 .*: 1,234 downloaded, 200 retweets, 1,032 short, 2 kept",
     ):
         check_size(cleaned_of_length(5_999))
@@ -41,7 +41,7 @@ def test_from_6000_to_40000_characters_is_a_warning() -> None:
 
 
 def test_no_tweet_kept_is_too_little_text() -> None:
-    with pytest.raises(NotEnoughTextError, match="the tweets are 0 characters"):
+    with pytest.raises(TrainingError, match="the tweets are 0 characters"):
         check_size(cleaned_of(counts=Counts(downloaded=3, retweets=3, short=0)))
 
 
@@ -144,7 +144,7 @@ def test_each_person_has_as_many_characters_in_each_epoch() -> None:
 def test_a_person_with_too_little_is_an_error_among_others_too() -> None:
     store = TextStore()
     users = [cleaned_of(*TWEETS, store=store), cleaned_of("honk", store=store)]
-    with pytest.raises(NotEnoughTextError, match="the tweets are 4 characters"):
+    with pytest.raises(TrainingError, match="the tweets are 4 characters"):
         make_dataset(users, epochs=1, eval_fraction=0, seed=5)
 
 

@@ -26,9 +26,9 @@ from training.learning.finetune import (
     finetune,
     last_whole_checkpoint,
     resolve_precision,
-    summed_loss,
 )
 from training.learning.presets import HyperParameters, Lora, RunOptions, ScratchModel
+from training.learning.trainer import summed_loss
 
 # With transformers 5.
 peft_asks_by_the_old_name = pytest.mark.filterwarnings("ignore:.*activation_checkpointing:FutureWarning")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from training.errors import DivergedError, SweepError
+from training.errors import DivergedError, TrainingError
 from training.learning.presets import FINE_TUNING, SCRATCH, HyperParameters
 from training.learning.sweep import SweepResult, Trial, print_sweep, sweep
 
@@ -162,7 +162,7 @@ def test_diverged_trials_count_and_do_not_end_the_sweep(tmp_path: Path) -> None:
 
 
 def test_sweep_of_which_all_trials_diverged_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="all of 3 trials diverged"):
+    with pytest.raises(TrainingError, match="all of 3 trials diverged"):
         run(tmp_path, lambda parameters, number: math.nan, num_trials=3)
 
 
@@ -184,20 +184,20 @@ def test_another_error_ends_the_sweep(tmp_path: Path) -> None:
 )
 def test_study_of_another_run_is_an_error(tmp_path: Path, changes: dict[str, object], name: str) -> None:
     run(tmp_path, num_trials=1)
-    with pytest.raises(SweepError, match=f"another {name}"):
+    with pytest.raises(TrainingError, match=f"another {name}"):
         run(tmp_path, num_trials=2, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_trials", [0, -1, 1001])
 def test_number_of_trials_is_bounded(tmp_path: Path, num_trials: int) -> None:
-    with pytest.raises(SweepError, match="expected 1 to 1000"):
+    with pytest.raises(TrainingError, match="expected 1 to 1000"):
         run(tmp_path, num_trials=num_trials)
     assert not list(tmp_path.iterdir())
 
 
 def test_file_that_is_no_study_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sweep.db").write_text("a list of birds, which is no database at all")
-    with pytest.raises(SweepError, match=r"sweep\.db cannot be used"):
+    with pytest.raises(TrainingError, match=r"sweep\.db cannot be used"):
         run(tmp_path)
 
 

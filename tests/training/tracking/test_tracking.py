@@ -13,7 +13,7 @@ import pytest
 from support.paths import ROOT
 from support.tracked_run import ENTRIES, a_run, record
 
-from training.errors import TrackerError
+from training.errors import TrainingError
 from training.tracking import trackers as tracking
 from training.tracking.trackers import Trackers, check_report_to
 
@@ -72,12 +72,12 @@ def test_tensorboard_has_the_curves_of_the_last_start_alone(tmp_path: Path) -> N
 def test_mlflow_has_the_curves_of_the_last_start_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from mlflow import MlflowClient
-
     run = a_run(tmp_path)
     record(run, "mlflow", entries=[{"step": 3, "epoch": 0.3, "loss": 9.0}])
     record(run, "mlflow")
     assert capfd.readouterr() == ("", "")
+    from mlflow import MlflowClient  # its log level is read at import: `record` imports it first
+
     client = MlflowClient(tracking_uri=f"sqlite:///{run.folder / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("goose")
     assert experiment is not None
@@ -105,12 +105,12 @@ def test_nothing_is_recorded_for_none(tmp_path: Path) -> None:
 
 def test_trackers_are_checked_by_name_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_report_to(["tensorboard", "wandb", "wandb"]) == ("tensorboard", "wandb")
-    with pytest.raises(TrackerError, match="'comet' is not known, expected some of wandb, tensorboard"):
+    with pytest.raises(TrainingError, match="'comet' is not known, expected some of wandb, tensorboard"):
         check_report_to(["comet"])
-    with pytest.raises(TrackerError, match="none goes without wandb"):
+    with pytest.raises(TrainingError, match="none goes without wandb"):
         check_report_to(["wandb", "none"])
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(TrackerError, match="pip install mlflow-skinny sqlalchemy alembic"):
+    with pytest.raises(TrainingError, match="pip install mlflow-skinny sqlalchemy alembic"):
         check_report_to(["mlflow"])
     assert check_report_to(["none"]) == ()
 
