@@ -6,18 +6,19 @@ Exit status 0, or 2 with one line on standard error, or 130 when interrupted.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+import typer
 
 from training.errors import TrainingError
 from training.work_folder import work_path
 
 COMMANDS = {
-    "fetch": "Get the newest tweets of a user through the API.",
-    "evaluate": "Measure how well a model writes a user's tweets.",
-    "publish": "Upload a checkpoint to the hub.",
+    "fetch": "get the newest tweets of a user through the API",
+    "evaluate": "measure how well a model writes a user's tweets",
+    "publish": "upload a checkpoint to the hub",
 }
 
 
@@ -26,20 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv and argv[0] in COMMANDS:
-            command = import_module(f"training.{argv[0]}")
-            parser = argparse.ArgumentParser(
-                prog=f"python -m training {argv[0]}", description=COMMANDS[argv[0]]
-            )
-            command.add_arguments(parser)
-            command.run(parser.parse_args(argv[1:]))
+            from training.options import invoke
+
+            command = import_module(f"training.{argv[0]}").run
+            invoke(command, argv[1:], prog=f"python -m training {argv[0]}")
         else:
             train(argv)
     except TrainingError as error:
         return _fail(str(error))
+    except typer.TyperException as error:  # a wrong use
+        return _fail(error.format_message())
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt as interrupt:
+    except (typer.Abort, KeyboardInterrupt) as interrupt:
         print(f"interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
@@ -52,22 +53,15 @@ def train(argv: Sequence[str]) -> None:
         TrainingError: one of its kinds, for whatever the options or files do not allow.
         KeyboardInterrupt: with a text that says how to go on, where something was saved.
     """
-    from training.arguments import add_arguments, parse_job
+    from training.arguments import Job, parse_job
     from training.job import run
+    from training.options import invoke
 
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="Make a GPT-2 checkpoint out of people's tweets.",
-        epilog="\n".join(
-            [
-                "commands (python -m training COMMAND --help):",
-                *(f"  {name:<10}{text}" for name, text in COMMANDS.items()),
-            ]
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    job = parse_job(parser.parse_args(argv))
+    commands = "\n\n".join(f"{name}: {text}" for name, text in COMMANDS.items())
+    epilog = f"Commands, each with a --help of its own:\n\n{commands}"
+    job = invoke(parse_job, argv, prog="python -m training", epilog=epilog)
+    if not isinstance(job, Job):  # it has shown its help
+        return
     try:
         run(job)
     except KeyboardInterrupt as interrupt:

@@ -1,55 +1,56 @@
 """The options of `python -m training`, and the job that they ask for.
 
-Everything that options can be wrong about is found here, before a file is read.
+Everything that options can be wrong about is found here, before a file is read. What an option that sets a
+field of a dataclass means, and its default, is the dataclass's.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import os
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from training.corpus.cleaning import MIN_PLAIN_WORDS, CleaningRules
-from training.corpus.handles import UserFiles, check_users
-from training.errors import HyperParameterError, TrainingError
+import typer
+
+from training.corpus.cleaning import CleaningRules
+from training.corpus.handles import UserFiles
+from training.errors import HyperParameterError
 from training.learning.presets import (
-    EPOCH_LAYOUTS,
     FINE_TUNING,
-    PRECISIONS,
-    SCHEDULES,
     SCRATCH,
     SCRATCH_MODEL,
     SCRATCH_NUM_THREADS,
+    EpochLayout,
     HyperParameters,
     Lora,
+    Precision,
     RunOptions,
+    Schedule,
     ScratchModel,
 )
+from training.options import (
+    DATA,
+    AccountsOption,
+    HandleOption,
+    NameOption,
+    TweetsOption,
+    field_option,
+    parse_users,
+    several,
+)
 from training.tracking.trackers import TRACKERS, check_report_to
-from training.tweets.reading import read_account
 from training.work_folder import seed_left_in
 
-HYPER_PARAMETERS: tuple[tuple[str, type, str], ...] = (
-    ("epochs", int, "times that each tweet is trained on"),
-    ("learning_rate", float, "peak of the schedule"),
-    ("warmup_ratio", float, "part of the steps that rise to the peak"),
-    ("block_size", int, "tokens in a row; for scratch also the model's context"),
-    ("batch_size", int, "rows that a device takes at once"),
-    ("gradient_accumulation", int, "batches in a step"),
-    ("weight_decay", float, "of AdamW"),
-)
-SCRATCH_SIZES: tuple[tuple[str, type], ...] = (
-    ("vocab_size", int),
-    ("hidden_size", int),
-    ("num_layers", int),
-    ("dropout", float),
-)
 MAX_SEED = 2**32 - 1
+# The parts of the help.
+CLEANING = "Cleaning, by default as huggingtweets"
+HYPER_PARAMETERS = "Hyper-parameters, defaults with a base / from scratch"
+TRAINING = "Training, defaults with a base / from scratch"
+LORA = "Adapters (LoRA)"
+MODEL = "Model of --base scratch"
+RUN = "Run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,204 +78,147 @@ class Job:
         return Path(self.base).resolve().name if Path(self.base).is_dir() else self.base
 
 
-def add_user_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Declare the options that say whose tweets there are, and return their group."""
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--tweets",
-        type=Path,
-        nargs="+",
-        action="append",
-        metavar="FILE",
-        help="an archive (zip, folder or tweets.js), JSON, JSON lines, CSV, plain text, or an export "
-        "of Mastodon or Bluesky; several are parts of one; once for each --handle",
-    )
-    data.add_argument(
-        "--handle",
-        action="append",
-        metavar="NAME",
-        help="whose tweets they are, without @ (default: the archive's own); several times for several "
-        "people",
-    )
-    data.add_argument(
-        "--name", action="append", metavar="TEXT", help="the display name, once for each --handle"
-    )
-    data.add_argument(
-        "--accounts",
-        type=Path,
-        metavar="DIR",
-        help="instead of these: a folder with a HANDLE.* for each person",
-    )
-    return data
+def _option(panel: str, text: str, *flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=panel, **settings)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of a training run; None for what is not given."""
-    data = add_user_arguments(parser)
-    data.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="the checkpoint folder to write"
-    )
-    data.add_argument(
-        "--force", action="store_true", help="replace the checkpoint or interrupted run that is there"
-    )
-    data.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    data.add_argument(
-        "--eval-fraction",
-        type=float,
-        default=0.1,
-        metavar="X",
-        help="part of the tweets set aside for evaluation, 0 to 0.5 (default: %(default)s)",
-    )
-    cleaning = parser.add_argument_group("cleaning", "defaults: as huggingtweets")
-    cleaning.add_argument("--keep-new-lines", action="store_true", help="tweets keep their lines")
-    cleaning.add_argument("--drop-replies", action="store_true", help="leave replies out")
-    cleaning.add_argument(
-        "--strip-mentions", action="store_true", help="drop the mentions that replies start with"
-    )
-    cleaning.add_argument(
-        "--min-words",
-        type=int,
-        default=MIN_PLAIN_WORDS,
-        metavar="N",
-        help="plain words that a tweet needs, 0 to 100 (default: %(default)s)",
-    )
-    _add_training(parser)
-    _add_run(parser)
+def _rule(name: str, *flags: str) -> Any:
+    return field_option(CleaningRules, name, *flags, panel=CLEANING)
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    training = parser.add_argument_group("training", "defaults: fine-tuning / --base scratch")
-    training.add_argument(
-        "--base",
-        default="gpt2",
-        metavar="MODEL",
-        help="GPT-2 to start from: a hub id, a folder, or `scratch`, random weights (default: %(default)s)",
-    )
-    for option, kind, text in HYPER_PARAMETERS:
-        defaults = f"{getattr(FINE_TUNING, option)} / {getattr(SCRATCH, option)}"
-        training.add_argument(
-            _flag(option),
-            type=kind,
-            metavar="N" if kind is int else "X",
-            help=f"{text} (default: {defaults})",
-        )
-    training.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate (default: cosine)")
-    training.add_argument(
-        "--epoch-layout",
-        choices=EPOCH_LAYOUTS,
-        help="epochs mixed into one file that is read once, or passes over a file (default: file)",
-    )
-    training.add_argument(
-        "--tweets-apart",
-        action=argparse.BooleanOptionalAction,
-        help="train on each tweet as if it stood alone (default: no / yes)",
-    )
-    training.add_argument(
-        "--keep-best",
-        action=argparse.BooleanOptionalAction,
-        help="keep the weights of the lowest evaluation loss, not the last ones (default: no / yes)",
-    )
-    training.add_argument(
-        "--early-stopping",
-        type=int,
-        metavar="N",
-        help="stop after N evaluations in a row without a lower loss; keeps the best",
-    )
-    training.add_argument(
-        "--evaluations",
-        type=int,
-        metavar="N",
-        help=f"how often to evaluate and save (default: {RunOptions.num_evaluations})",
-    )
-    training.add_argument(
-        "--lora-rank", type=int, metavar="N", help="train adapters of this rank (default: all weights)"
-    )
-    training.add_argument("--lora-alpha", type=int, metavar="N", help="default: twice the rank")
-    training.add_argument("--lora-dropout", type=float, metavar="X", help="default: 0")
-    training.add_argument(
-        "--sweep", type=int, metavar="N", help="search hyper-parameters in N trials, keep the best"
-    )
-    scratch = parser.add_argument_group("model of --base scratch")
-    for option, kind in SCRATCH_SIZES:
-        default = getattr(SCRATCH_MODEL, option)
-        metavar = "N" if kind is int else "X"
-        scratch.add_argument(_flag(option), type=kind, metavar=metavar, help=f"default: {default}")
+def _hyper_parameter(name: str, panel: str = HYPER_PARAMETERS) -> Any:
+    defaults = (_shown(getattr(preset, name)) for preset in (FINE_TUNING, SCRATCH))
+    return field_option(HyperParameters, name, panel=panel, default=" / ".join(dict.fromkeys(defaults)))
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=int, metavar="N", help="0 to 2^32 - 1 (default: drawn and recorded)")
-    run.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help=f"CPU threads (default: PyTorch's choice / {SCRATCH_NUM_THREADS})",
-    )
-    run.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: bf16 on a GPU that has it, else fp32 (default: %(default)s)",
-    )
-    run.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    run.add_argument(
-        "--report-to",
-        nargs="+",
-        choices=TRACKERS,
-        default=["wandb"],
-        help="who records the run beside the output's own files (default: wandb, offline without a key)",
-    )
-    run.add_argument("--no-preview", action="store_true", help="neither samples nor pictures in the card")
+def _shown(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def parse_job(args: argparse.Namespace) -> Job:
-    """Return the job that parsed options ask for.
+def _run_option(name: str, panel: str, *flags: str, default: object = None) -> Any:
+    return field_option(RunOptions, name, *flags, panel=panel, default=default)
+
+
+def _lora_option(name: str, default: object) -> Any:
+    return field_option(Lora, name, panel=LORA, default=default)
+
+
+def _scratch_size(name: str) -> Any:
+    return field_option(ScratchModel, name, panel=MODEL, default=getattr(SCRATCH_MODEL, name))
+
+
+def parse_job(
+    *,
+    tweets: TweetsOption = None,
+    handle: HandleOption = None,
+    name: NameOption = None,
+    accounts: AccountsOption = None,
+    output: Annotated[Path, _option(DATA, "The checkpoint folder to write.", metavar="DIR")],
+    force: Annotated[
+        bool, _option(DATA, "Replace the checkpoint or interrupted run that is there.", "--force")
+    ] = False,
+    resume: Annotated[
+        bool, _option(DATA, "Go on with an interrupted run, if there is one.", "--resume")
+    ] = False,
+    eval_fraction: Annotated[
+        float, _option(DATA, "Part of the tweets set aside for evaluation, 0 to 0.5.", metavar="X")
+    ] = 0.1,
+    keep_new_lines: Annotated[bool, _rule("keep_new_lines", "--keep-new-lines")] = False,
+    drop_replies: Annotated[bool, _rule("drop_replies", "--drop-replies")] = False,
+    strip_mentions: Annotated[bool, _rule("strip_mentions", "--strip-mentions")] = False,
+    min_words: Annotated[int, _rule("min_words")] = CleaningRules.min_words,
+    epochs: Annotated[int | None, _hyper_parameter("epochs")] = None,
+    learning_rate: Annotated[float | None, _hyper_parameter("learning_rate")] = None,
+    schedule: Annotated[Schedule | None, _hyper_parameter("schedule")] = None,
+    warmup_ratio: Annotated[float | None, _hyper_parameter("warmup_ratio")] = None,
+    block_size: Annotated[int | None, _hyper_parameter("block_size")] = None,
+    batch_size: Annotated[int | None, _hyper_parameter("batch_size")] = None,
+    gradient_accumulation: Annotated[int | None, _hyper_parameter("gradient_accumulation")] = None,
+    weight_decay: Annotated[float | None, _hyper_parameter("weight_decay")] = None,
+    base: Annotated[
+        str,
+        _option(
+            TRAINING,
+            "GPT-2 to start from: a hub id, a folder, or `scratch`, random weights.",
+            metavar="MODEL",
+        ),
+    ] = "gpt2",
+    epoch_layout: Annotated[EpochLayout | None, _hyper_parameter("epoch_layout", TRAINING)] = None,
+    tweets_apart: Annotated[bool | None, _hyper_parameter("tweets_apart", TRAINING)] = None,
+    keep_best: Annotated[bool | None, _run_option("keep_best", TRAINING, default="no / yes")] = None,
+    early_stopping: Annotated[int | None, _run_option("early_stopping", TRAINING)] = None,
+    num_evaluations: Annotated[
+        int, _run_option("num_evaluations", TRAINING, "--evaluations")
+    ] = RunOptions.num_evaluations,
+    sweep: Annotated[
+        int | None,
+        _option(TRAINING, "Search hyper-parameters in so many trials, and keep the best.", metavar="N"),
+    ] = None,
+    lora_rank: Annotated[int | None, _lora_option("rank", "all weights are trained")] = None,
+    lora_alpha: Annotated[int | None, _lora_option("alpha", "twice the rank")] = None,
+    lora_dropout: Annotated[float | None, _lora_option("dropout", Lora.dropout)] = None,
+    vocab_size: Annotated[int | None, _scratch_size("vocab_size")] = None,
+    hidden_size: Annotated[int | None, _scratch_size("hidden_size")] = None,
+    num_layers: Annotated[int | None, _scratch_size("num_layers")] = None,
+    dropout: Annotated[float | None, _scratch_size("dropout")] = None,
+    seed: Annotated[
+        int | None, _option(RUN, "0 to 2³² - 1.", metavar="N", show_default="drawn and recorded")
+    ] = None,
+    num_threads: Annotated[
+        int | None,
+        _run_option("num_threads", RUN, "--threads", default=f"PyTorch's / {SCRATCH_NUM_THREADS}"),
+    ] = None,
+    precision: Annotated[Precision, _run_option("precision", RUN)] = RunOptions.precision,
+    gradient_checkpointing: Annotated[
+        bool, _run_option("gradient_checkpointing", RUN, "--gradient-checkpointing")
+    ] = False,
+    report_to: Annotated[
+        Any,
+        _option(
+            RUN,
+            f"Who records the run beside the output's own files: {', '.join(TRACKERS)}. wandb uploads tweets "
+            "and model where it has a key, and records offline where it has none.",
+            metavar="NAME…",
+            parser=several,
+        ),
+    ] = "none",
+    no_preview: Annotated[
+        bool, _option(RUN, "Neither samples nor pictures in the card.", "--no-preview")
+    ] = False,
+) -> Job:
+    """Make a GPT-2 checkpoint out of people's tweets.
 
     Raises:
         TrainingError: one of its kinds, for a value out of its range or options that do not go together.
     """
-    scratch = args.base == "scratch"
-    sizes = _given(args, [option for option, _ in SCRATCH_SIZES])
+    given: dict[str, Any] = dict(locals())
+    scratch = base == "scratch"
+    sizes = _given(ScratchModel, given)
     if sizes and not scratch:
         raise HyperParameterError(f"{_flag(next(iter(sizes)))} is only for --base scratch")
-    names = [option for option, _, _ in HYPER_PARAMETERS] + ["schedule", "epoch_layout", "tweets_apart"]
-    lora = _lora(args)
+    lora = _lora(lora_rank, lora_alpha, lora_dropout)
     if lora and scratch:
         raise HyperParameterError("--lora-rank needs a base to adapt: random weights are trained whole")
-    if args.sweep is not None and num_processes() > 1:
+    if sweep is not None and num_processes() > 1:
         raise HyperParameterError("--sweep runs in one process, without torchrun")
+    options = _given(RunOptions, given) | {"lora": lora}
+    if scratch:
+        options = {"keep_best": eval_fraction > 0, "num_threads": SCRATCH_NUM_THREADS} | options
     return Job(
-        users=parse_users(args),
-        rules=CleaningRules(
-            keep_new_lines=args.keep_new_lines,
-            drop_replies=args.drop_replies,
-            strip_mentions=args.strip_mentions,
-            min_words=args.min_words,
-        ),
-        eval_fraction=_eval_fraction(args),
-        base=args.base,
-        scratch_model=dataclasses.replace(SCRATCH_MODEL, **sizes) if scratch else None,
-        hyper_parameters=dataclasses.replace(SCRATCH if scratch else FINE_TUNING, **_given(args, names)),
-        options=RunOptions(
-            num_evaluations=RunOptions.num_evaluations if args.evaluations is None else args.evaluations,
-            keep_best=scratch and args.eval_fraction > 0 if args.keep_best is None else args.keep_best,
-            early_stopping=args.early_stopping,
-            precision=args.precision,
-            gradient_checkpointing=args.gradient_checkpointing,
-            lora=lora,
-            num_threads=args.threads
-            if args.threads is not None
-            else SCRATCH_NUM_THREADS
-            if scratch
-            else None,
-        ),
-        seed=_seed(args),
-        num_trials=args.sweep,
-        output=args.output,
-        force=args.force,
-        resume=args.resume,
-        report_to=check_report_to(args.report_to),
-        preview=not args.no_preview,
+        users=parse_users(tweets, handle, name, accounts),
+        rules=CleaningRules(**_given(CleaningRules, given)),
+        eval_fraction=_eval_fraction(eval_fraction, best=bool(keep_best or early_stopping or sweep)),
+        base=base,
+        scratch_model=replace(SCRATCH_MODEL, **sizes) if scratch else None,
+        hyper_parameters=replace(SCRATCH if scratch else FINE_TUNING, **_given(HyperParameters, given)),
+        options=RunOptions(**options),
+        seed=_seed(seed, output if resume else None),
+        num_trials=sweep,
+        output=output,
+        force=force,
+        resume=resume,
+        report_to=check_report_to(report_to),
+        preview=not no_preview,
     )
 
 
@@ -288,79 +232,41 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def parse_users(args: argparse.Namespace) -> tuple[UserFiles, ...]:
-    """Return whose tweets parsed options name, by handle.
-
-    Raises:
-        TrainingError: options that do not go together, or a handle that is none.
-        TweetFileError: an archive that was to tell its owner cannot be read.
-    """
-    return tuple(check_users(_users(args)))
-
-
-def _users(args: argparse.Namespace) -> list[UserFiles]:
-    tweets, handles, names = args.tweets or [], args.handle or [], args.name or []
-    if args.accounts is not None:
-        if tweets or handles or names:
-            raise TrainingError("--accounts goes without --tweets, --handle and --name")
-        if not args.accounts.is_dir():
-            raise TrainingError(f"accounts {args.accounts} is not a folder")
-        entries = sorted(path for path in args.accounts.iterdir() if not path.name.startswith("."))
-        return [UserFiles(handle=path.stem, name=None, paths=(path,)) for path in entries]
-    if not tweets:
-        raise TrainingError("no tweets are given: --tweets FILE, or --accounts DIR")
-    if not handles and len(tweets) == 1:
-        account = read_account(tweets[0][0])
-        if account is None:
-            raise TrainingError(f"{tweets[0][0]} does not say whose tweets they are: give --handle NAME")
-        return [UserFiles(handle=account.handle, name=(names or [account.name])[0], paths=tuple(tweets[0]))]
-    if len(handles) != len(tweets) or len(names) not in (0, len(handles)):
-        raise TrainingError(
-            f"{len(tweets)} --tweets, {len(handles)} --handle and {len(names)} --name are given; "
-            "expected a --handle for each --tweets, and as many --name or none"
-        )
-    return [
-        UserFiles(handle=handle, name=name, paths=tuple(paths))
-        for handle, name, paths in zip(handles, names or [None] * len(handles), tweets, strict=True)
-    ]
-
-
-def _lora(args: argparse.Namespace) -> Lora | None:
-    given = _given(args, ["lora_rank", "lora_alpha", "lora_dropout"])
-    if "lora_rank" not in given:
-        if given:
-            raise HyperParameterError(f"{_flag(next(iter(given)))} needs --lora-rank")
+def _lora(rank: int | None, alpha: int | None, dropout: float | None) -> Lora | None:
+    if rank is None:
+        for option, value in (("--lora-alpha", alpha), ("--lora-dropout", dropout)):
+            if value is not None:
+                raise HyperParameterError(f"{option} needs --lora-rank")
         return None
     return Lora(
-        rank=args.lora_rank,
-        alpha=given.get("lora_alpha", 2 * args.lora_rank),
-        dropout=given.get("lora_dropout", 0.0),
+        rank=rank,
+        alpha=2 * rank if alpha is None else alpha,
+        dropout=Lora.dropout if dropout is None else dropout,
     )
 
 
-def _eval_fraction(args: argparse.Namespace) -> float:
-    fraction: float = args.eval_fraction
+def _eval_fraction(fraction: float, *, best: bool) -> float:
     if not 0 <= fraction <= 0.5:
         raise HyperParameterError(f"eval_fraction is {fraction}, expected 0 to 0.5")
-    if not fraction and (args.keep_best or args.early_stopping or args.sweep):
+    if not fraction and best:
         raise HyperParameterError("the best weights need tweets set aside: eval_fraction is 0, expected more")
     return fraction
 
 
-def _seed(args: argparse.Namespace) -> int:
-    if args.seed is not None:
-        seed: int = args.seed
+def _seed(seed: int | None, resumed: Path | None) -> int:
+    if seed is not None:
         if not 0 <= seed <= MAX_SEED:
             raise HyperParameterError(f"seed is {seed}, expected 0 to {MAX_SEED}")
         return seed
     if num_processes() > 1:
         raise HyperParameterError("several processes have to start from one seed: give --seed N")
-    left = seed_left_in(args.output) if args.resume else None
+    left = seed_left_in(resumed) if resumed else None
     return secrets.randbelow(MAX_SEED + 1) if left is None else left
 
 
-def _given(args: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
-    return {option: getattr(args, option) for option in options if getattr(args, option) is not None}
+def _given(owner: type, options: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in fields(owner) if options.get(field.name) is not None]
+    return {name: options[name] for name in names}
 
 
 def _flag(option: str) -> str:

@@ -7,21 +7,21 @@ generated.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 
-from training.arguments import add_user_arguments, parse_users
 from training.corpus.cleaning import CleaningRules
 from training.corpus.dataset import END_OF_TEXT, Dataset, make_dataset, sha256_of
 from training.corpus.users import read_users
 from training.errors import TrainingError
 from training.learning.kneser_ney import KneserNey
+from training.options import AccountsOption, HandleOption, NameOption, TweetsOption, parse_users
 from training.work_folder import read_json, write_json
 
 if TYPE_CHECKING:
@@ -34,48 +34,44 @@ LONG_COPY = 8  # words
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("model", help="a checkpoint folder, an exported folder or a hub id")
-    add_user_arguments(parser)
-    parser.add_argument(
-        "--samples", type=int, default=1000, metavar="N", help="texts to draw (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of the draws (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Evaluate a model and print the figures.
+def run(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, an exported folder or a hub id.")],
+    tweets: TweetsOption = None,
+    handle: HandleOption = None,
+    name: NameOption = None,
+    accounts: AccountsOption = None,
+    samples: Annotated[int, typer.Option(help="Texts to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 1,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures there.")] = None,
+) -> None:
+    """Measure how well a model writes a user's tweets.
 
     Raises:
         TrainingError: one of its kinds, for options or files that cannot be used, or a model that cannot be
             loaded.
     """
-    if not 1 <= args.samples <= MAX_SAMPLES:
-        raise TrainingError(f"samples is {args.samples}, expected 1 to {MAX_SAMPLES}")
-    record = _dataset_record(Path(args.model))
-    users = read_users(parse_users(args), CleaningRules(**record.get("rules", {})))
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise TrainingError(f"samples is {samples}, expected 1 to {MAX_SAMPLES}")
+    record = _dataset_record(Path(model))
+    users = read_users(parse_users(tweets, handle, name, accounts), CleaningRules(**record.get("rules", {})))
     dataset = make_dataset(
         [user.cleaned for user in users],
         epochs=1,
         eval_fraction=record.get("eval_fraction") or EVAL_FRACTION,
-        seed=record.get("seed", args.seed),
+        seed=record.get("seed", seed),
     )
     as_trained = sha256_of(dataset.evaluation) == record.get("evaluation_text_sha256")
     from hgt_infer import Generator, HgtInferError
 
     try:
-        with Generator(args.model) as generator:
-            figures = evaluate(generator, dataset, num_samples=args.samples, seed=args.seed)
+        with Generator(model) as generator:
+            figures = evaluate(generator, dataset, num_samples=samples, seed=seed)
     except HgtInferError as error:
-        raise TrainingError(f"model {args.model} cannot be evaluated: {error}") from error
+        raise TrainingError(f"model {model} cannot be evaluated: {error}") from error
     figures = {"held_out_from_training": as_trained, **figures}
     print_figures(figures)
-    if args.json:
-        write_json(args.json, figures)
+    if json:
+        write_json(json, figures)
 
 
 def evaluate(generator: Generator, dataset: Dataset, *, num_samples: int, seed: int) -> dict[str, Any]:

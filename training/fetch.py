@@ -5,7 +5,6 @@ Writes the API's pages as they come, a page a line, which `tweets` reads; what i
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import logging
@@ -14,7 +13,9 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from training.errors import FetchError, RateLimitError, TrainingError
 
@@ -34,25 +35,18 @@ USER_FIELDS = ["username", "name", "protected"]
 _HANDLE = re.compile(r"[A-Za-z0-9_]{1,15}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--handle", required=True, metavar="NAME", help="whose tweets, without @")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines to write")
-    parser.add_argument(
-        "--max-wait",
-        type=float,
-        default=MAX_WAIT_S,
-        metavar="SECONDS",
-        help="wait for rate limits and a busy server, in all (default: %(default)s)",
-    )
-    parser.epilog = (
-        f"The API's token is read from the environment, {' or '.join(TOKEN_VARIABLES)}. An interrupted call "
-        "goes on where it was when it is made again."
-    )
+def run(
+    *,
+    handle: Annotated[str, typer.Option(metavar="NAME", help="Whose tweets, without @.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines to write.")],
+    max_wait: Annotated[
+        float, typer.Option(help="Seconds to wait for rate limits and a busy server, in all.")
+    ] = MAX_WAIT_S,
+) -> None:
+    """Get the newest tweets of a user through the API.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Fetch as the options ask for, and print how many tweets came.
+    The API's token is read from the environment, X_BEARER_TOKEN or TWITTER_BEARER_TOKEN. An interrupted call
+    goes on where it was when it is made again.
 
     Raises:
         TrainingError: one of its kinds, see `fetch_tweets`; FetchError where the environment holds no token.
@@ -60,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     token = next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
     if token is None:
         raise FetchError(f"no token: set {' or '.join(TOKEN_VARIABLES)} to a bearer token of the API")
-    num_tweets = fetch_tweets(args.handle, args.output, token=token, max_wait_s=args.max_wait)
-    print(f"{num_tweets} tweets of @{args.handle.lstrip('@')} in {args.output}")
+    num_tweets = fetch_tweets(handle, output, token=token, max_wait_s=max_wait)
+    print(f"{num_tweets} tweets of @{handle.lstrip('@')} in {output}")
 
 
 def fetch_tweets(

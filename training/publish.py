@@ -6,13 +6,14 @@ under these names and this one has not, goes from the repository.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from training.card.model_card import PICTURES, write_card
 from training.errors import TrainingError
@@ -32,35 +33,34 @@ ONNX_FOLDER = "onnx"
 _WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the checkpoint")
-    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="made where it is not there")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    parser.add_argument("--no-onnx", action="store_true", help="leave the ONNX artifact out")
-    parser.add_argument("--dry-run", action="store_true", help="list what would go, and ask nobody")
-    parser.epilog = "The hub's token is read from HF_TOKEN, or is that of `hf auth login`."
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint.")],
+    *,
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Made where it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
+    no_onnx: Annotated[bool, typer.Option("--no-onnx", help="Leave the ONNX artifact out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and ask nobody.")] = False,
+) -> None:
+    """Upload a checkpoint to the hub.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Publish as the options ask for.
+    The hub's token is read from HF_TOKEN, or is that of `hf auth login`.
 
     Raises:
         TrainingError: the folder is no checkpoint, the name none, there is no token, or the hub refuses.
     """
-    check_repo(args.repo)
-    files = checkpoint_files(args.folder)
-    token = None if args.dry_run else hub_token()
+    check_repo(repo)
+    files = checkpoint_files(folder)
+    token = None if dry_run else hub_token()
     with tempfile.TemporaryDirectory() as temporary:
-        staged = stage(args.folder, files, Path(temporary, "repo"), repo=args.repo, onnx=not args.no_onnx)
+        staged = stage(folder, files, Path(temporary, "repo"), repo=repo, onnx=not no_onnx)
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         for path in paths:
             print(f"{path.stat().st_size:>15,}  {path.relative_to(staged)}")
         print(f"{sum(path.stat().st_size for path in paths):>15,}  bytes in {len(paths)} files")
         if token is None:
-            print(f"dry run: nothing was sent to {args.repo}")
+            print(f"dry run: nothing was sent to {repo}")
         else:
-            print(f"published as {upload(staged, args.repo, token=token, private=args.private)}")
+            print(f"published as {upload(staged, repo, token=token, private=private)}")
 
 
 def check_repo(repo: str) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -14,6 +13,7 @@ import pytest
 from support.api_stand_in import Answer, Api, running_api
 
 from training import fetch
+from training.__main__ import main
 from training.errors import (
     FetchError,
     RateLimitError,
@@ -269,20 +269,14 @@ def test_without_tweepy_the_remedy_is_named(output: Path, monkeypatch: pytest.Mo
         fetch_tweets("goose", output, token=TOKEN)
 
 
-def arguments(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    fetch.add_arguments(parser)
-    return parser.parse_args(argv)
-
-
 def test_the_command_takes_the_token_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in fetch.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    options = arguments("--handle", "@goose", "--output", str(output))
-    with pytest.raises(FetchError, match="set X_BEARER_TOKEN or TWITTER_BEARER_TOKEN"):
-        fetch.run(options)
+    options = ["fetch", "--handle", "@goose", "--output", str(output)]
+    assert main(options) == 2
+    assert "set X_BEARER_TOKEN or TWITTER_BEARER_TOKEN" in capsys.readouterr().err
 
     given: dict[str, Any] = {}
 
@@ -292,7 +286,7 @@ def test_the_command_takes_the_token_from_the_environment(
 
     monkeypatch.setattr(fetch, "fetch_tweets", note)
     monkeypatch.setenv("TWITTER_BEARER_TOKEN", TOKEN)
-    fetch.run(options)
+    assert main(options) == 0
     assert given == {"handle": "@goose", "token": TOKEN, "max_wait_s": 1800}
     assert capsys.readouterr().out == f"3 tweets of @goose in {output}\n"
 

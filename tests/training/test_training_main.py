@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -17,7 +16,7 @@ from support.paths import ROOT
 from support.small_run import TINY, write_archive
 
 from training.__main__ import main
-from training.arguments import Job, add_arguments, parse_job
+from training.arguments import Job, parse_job
 from training.corpus.cleaning import CleaningRules
 from training.errors import HyperParameterError
 from training.learning.presets import (
@@ -29,14 +28,13 @@ from training.learning.presets import (
     RunOptions,
     ScratchModel,
 )
-
-SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
+from training.options import invoke
 
 
 def job(*options: str) -> Job:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parse_job(parser.parse_args([*options]))
+    parsed = invoke(parse_job, options, prog="training")
+    assert isinstance(parsed, Job)
+    return parsed
 
 
 @pytest.fixture
@@ -155,10 +153,35 @@ def test_a_small_archive_is_refused_with_its_counts(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_unknown_option_ends_with_status_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        main([*arguments, "--shuffle", "no"])
-    assert error.value.code == 2
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shuffle", "no"], "No such option: --shuffle"),
+        (["--epochs", "two"], "Invalid value for '--epochs'"),
+        (["--schedule", "steep"], "Invalid value for '--schedule'"),
+        (["--seed"], "Option '--seed' requires an argument"),
+        (["--seed", "--force"], "--seed needs a value, found --force"),
+        (["--handle", "--tweets-apart"], "--handle needs a value, found --tweets-apart"),
+        (["--report-to", "comet"], "tracker 'comet' is not known"),
+        (["more"], "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_use_is_one_line(
+    arguments: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failure([*arguments, *options], capsys)
+
+
+def test_an_output_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Missing option '--output'" in failure(["--tweets", "a", "--handle", "a"], capsys)
+
+
+def test_an_option_of_several_takes_all_that_follows(tmp_path: Path) -> None:
+    given = ["--tweets", "a b.zip", "c=d.js", "--handle", "x", "--tweets", "e", "--handle", "w"]
+    parsed = job(*given, "--output", "o", "--report-to", "mlflow", "tensorboard")
+    paths = {user.handle: user.paths for user in parsed.users}
+    assert paths == {"x": (Path("a b.zip"), Path("c=d.js")), "w": (Path("e"),)}
+    assert parsed.report_to == ("mlflow", "tensorboard")
 
 
 def test_a_base_that_is_not_there_leaves_nothing(
@@ -303,7 +326,7 @@ def test_fine_tuning_is_huggingtweets_where_nothing_is_asked_for() -> None:
     assert plain.rules == CleaningRules()
     assert plain.options == RunOptions()
     assert plain.scratch_model is None
-    assert plain.report_to == ("wandb",)
+    assert plain.report_to == ()
     assert plain.preview
 
 
@@ -350,9 +373,22 @@ def test_help_and_every_check_come_before_pytorch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=60)
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", [[], ["fetch"], ["evaluate"], ["publish"]])
-def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([*command, "--help"])
-    assert end.value.code == 0
-    assert " ".join(["usage: python -m training", *command]) in capsys.readouterr().out
+def test_every_command_has_help(command: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, flag]) == 0
+    assert " ".join(["Usage: python -m training", *command]) in capsys.readouterr().out
+
+
+def test_the_help_has_what_the_presets_say_and_all_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    [epochs] = [line for line in lines if "--epochs" in line]
+    assert "How often each tweet is trained on, ≥ 1." in epochs
+    assert f"{FINE_TUNING.epochs} / {SCRATCH.epochs}" in epochs
+    [min_words] = [line for line in lines if "--min-words" in line]
+    assert f"[default: {CleaningRules.min_words}]" in min_words
+    assert {"fetch:", "evaluate:", "publish:"} <= {line.split()[0] for line in lines if line.strip()}

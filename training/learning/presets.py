@@ -28,7 +28,7 @@ class HyperParameters:
             the file holds each tweet once and is read `epochs` times, its blocks in a new order each time.
         tweets_apart: positions restart at each tweet and none sees another, as in generation; otherwise a
             block is read as one text, as huggingtweets does.
-        learning_rate: the peak, over 0.
+        learning_rate: the peak of the schedule, over 0.
         schedule: from the peak on: `cosine` or `linear` to 0 at the last step, or `constant`.
         warmup_ratio: part of the steps that rise linearly to the peak, 0 up to, not including, 1.
         block_size: tokens in a row, ≥ 2.
@@ -79,8 +79,8 @@ class ScratchModel:
     Attributes:
         vocab_size: entries of its own tokenizer, at least 257: the bytes and <|endoftext|>.
         hidden_size: a multiple of 64, the size of a head.
-        num_layers: ≥ 1.
-        dropout: 0 up to, not including, 1.
+        num_layers: transformer blocks, ≥ 1.
+        dropout: of embeddings, attention and residuals, 0 up to, not including, 1.
 
     Raises:
         HyperParameterError: a value out of its range.
@@ -110,7 +110,7 @@ class Lora:
     saving.
 
     Attributes:
-        rank: ≥ 1.
+        rank: of the adapters' matrices, ≥ 1.
         alpha: the update is scaled by alpha / rank, ≥ 1.
         dropout: of the adapters' input, 0 up to, not including, 1.
 
@@ -138,11 +138,13 @@ class RunOptions:
         num_evaluations: how often the tweets set aside are evaluated and a training checkpoint is saved,
             evenly spread and at the end, ≥ 1.
         keep_best: the weights of the lowest evaluation loss become the checkpoint, instead of the last ones.
-        early_stopping: stop after so many evaluations in a row without a lower loss, ≥ 1; never where None.
-        precision: `auto` is bf16 on a GPU that has it, else fp32; weights and optimizer are fp32 in any case.
+        early_stopping: stop after so many evaluations in a row without a lower loss, ≥ 1; where not
+            given, never.
+        precision: `fp32`, `bf16`, `fp16` or `auto`, which is bf16 on a GPU that has it, else fp32; weights
+            and optimizer are fp32 in any case.
         gradient_checkpointing: compute activations twice instead of keeping them.
         lora: train adapters instead of all weights; None for all weights.
-        num_threads: of the CPU, ≥ 1; PyTorch's choice where None.
+        num_threads: of the CPU, ≥ 1; where not given, PyTorch's choice.
 
     Raises:
         HyperParameterError: a value out of its range.
