@@ -90,6 +90,20 @@ MAY_IMPORT = {
     },
     "training.tracking": {"training.errors", "mlflow", "torch", "wandb"},
     "training.sample": set(),
+    "training.options": {"training.errors", "training.corpus", "training.tweets", "typer"},
+    "training.arguments": {
+        *("training.errors", "training.options", "training.work_folder"),
+        *("training.corpus", "training.learning", "training.tracking", "typer"),
+    },
+    "training.fetch": {"training.errors", "requests", "tweepy", "typer"},
+    "training.publish": {
+        *("training.errors", "training.card"),
+        *("hgt_infer", "hgt_infer.export", "huggingface_hub", "typer"),
+    },
+    "training.evaluate": {
+        *("training.errors", "training.options", "training.work_folder"),
+        *("training.corpus", "training.learning", "hgt_infer", "numpy", "typer"),
+    },
 }
 """A package, or a module that is in none → the packages that it may import, in functions too."""
 

@@ -59,3 +59,17 @@ def record(run: TrackedRun, *names: str, entries: list[Entry] = ENTRIES) -> None
         (run.folder / "model.safetensors").write_bytes(b"weights")
         (run.folder / "README.md").write_text("the card", encoding="utf-8")
         trackers.log_model(TRAINING)
+
+
+def record_with_a_service_that_dies(root: Path) -> None:
+    """Kill the service of Weights & Biases while a run is recorded."""
+    import psutil
+
+    with tracked(["wandb", "tensorboard"], a_run(root)) as trackers:
+        trackers.log(ENTRIES[0])
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+            process.wait()
+        for entry in ENTRIES[1:] * 3:
+            trackers.log(entry)
+        trackers.log_model(TRAINING)

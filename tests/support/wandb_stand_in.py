@@ -22,9 +22,11 @@ class Uploads:
         artifacts: type of each artifact, by its id.
         used: (run, artifact id) of each artifact that a run uses.
         history: lines of curves.
+        num_requests: of any kind.
     """
 
     url: str = ""
+    num_requests: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     used: list[tuple[str, str]] = field(default_factory=list)
@@ -66,6 +68,7 @@ def wandb_stand_in() -> Iterator[Uploads]:
             return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
         def _answer(self, record: dict[str, Any]) -> None:
+            uploads.num_requests += 1
             body = json.dumps(record).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.small_run import TINY, cleaned_of, small_texts, write_archive
+from support.small_run import cleaned_of, small_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hgt_infer import Generator
@@ -15,17 +16,10 @@ from training.corpus.dataset import make_dataset
 from training.evaluate import copied_share, distinct, evaluate, length_distance, lengths
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_archive(tmp_path_factory.mktemp("archive") / "tweets.js")
-
-
-@pytest.fixture(scope="module")
-def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("model") / "goose"
-    options = ["--tweets", str(archive), "--handle", "goose", "--output", str(output)]
-    assert main([*options, *TINY, "--tweets-apart", "--block-size", "128", "--seed", "3"]) == 0
-    return output
+@pytest.fixture
+def archive(trained_run: Any) -> Path:
+    path: Path = trained_run.archive
+    return path
 
 
 def test_the_command_prints_and_keeps_the_figures_of_the_tweets_set_aside(

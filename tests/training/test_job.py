@@ -19,19 +19,6 @@ from training.__main__ import main
 SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
 
 
-@pytest.fixture
-def arguments(tmp_path: Path) -> list[str]:
-    (tmp_path / "in").mkdir()
-    write_archive(tmp_path / "in" / "tweets.js", num_tweets=150)
-    (tmp_path / "out").mkdir()
-    options = {
-        "tweets": tmp_path / "in" / "tweets.js",
-        "handle": "goose",
-        "output": tmp_path / "out" / "model",
-    }
-    return [part for option, value in options.items() for part in (f"--{option}", str(value))]
-
-
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text("utf-8"))
 
@@ -49,6 +36,7 @@ def test_several_people_become_one_model(arguments: list[str], tmp_path: Path) -
     assert r"| Data | \@A\_gull | \@goose |" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
+@pytest.mark.integration
 def test_a_sweep_keeps_the_best_checkpoint_and_tells_of_all_trials(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +55,7 @@ def test_a_sweep_keeps_the_best_checkpoint_and_tells_of_all_trials(
     assert not [path for path in model.iterdir() if path.is_dir()]
 
 
+@pytest.mark.integration
 def test_a_sweep_whose_trial_dies_goes_on_with_it(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +80,7 @@ def test_a_sweep_whose_trial_dies_goes_on_with_it(
     assert read(tmp_path / "out" / "model", "training.json")["evaluation"]["loss_after"] == best
 
 
+@pytest.mark.integration
 def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
@@ -109,8 +99,9 @@ def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
+@pytest.mark.integration
 def test_a_whole_run_has_pictures_samples_and_records(arguments: list[str], tmp_path: Path) -> None:
-    options = [option for option in TINY if option not in ("--no-preview", "none", "--report-to")]
+    options = [option for option in TINY if option != "--no-preview"]
     assert main([*arguments, *options, "--report-to", "wandb", "tensorboard", "mlflow", "--seed", "1"]) == 0
     model = tmp_path / "out" / "model"
     sizes = {"preview.png": (1200, 630), "bot.png": (400, 400), "pipeline.png": (1200, 300)}

@@ -1,7 +1,9 @@
-"""Publishing with the hub's real client, in processes of their own, to a stand-in for the hub."""
+"""Publishing with the hub's real client to a stand-in for the hub."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -11,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from support import hub_stand_in, hub_upload
 from support.hub_upload import TOKEN, Hub
 from support.paths import ROOT
-from support.small_run import TINY, write_archive
 
 from training.__main__ import main
 from training.publish import checkpoint_files
@@ -25,15 +27,6 @@ from hgt_infer import Generator
 with Generator(sys.argv[1], device="cpu") as generator:
     print(json.dumps(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8)))
 """
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("publish")
-    tweets = write_archive(folder / "tweets.js")
-    options = ["--tweets", str(tweets), "--handle", "goose", "--output", str(folder / "goose")]
-    assert main([*options, *TINY, "--seed", "3"]) == 0
-    return folder / "goose"
 
 
 @pytest.fixture
@@ -69,26 +62,40 @@ def hub_environment(folder: Path, endpoint: str) -> dict[str, str]:
 
 
 def publish(
-    checkpoint: Path, *options: str, endpoint: str, token: str | None = TOKEN, repo: str = "me/goose"
-) -> subprocess.CompletedProcess[str]:
-    environment = hub_environment(checkpoint.parent, endpoint)
-    if token:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "training", "publish", str(checkpoint), "--repo", repo, *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    checkpoint: Path, *options: str, endpoint: str, token: str | None = TOKEN
+) -> tuple[int, str, str]:
+    """Publish and return the exit status, what was printed, and the errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("HF_"):
+                patch.delenv(name)
+        if token:
+            patch.setenv("HF_TOKEN", token)
+        patch.setattr(constants, "ENDPOINT", endpoint)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(checkpoint.parent / "no token"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(["publish", str(checkpoint), "--repo", "me/goose", *options])
+    return status, out.getvalue(), err.getvalue()
 
 
-def failure(result: subprocess.CompletedProcess[str]) -> str:
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 2
+def failure(published: tuple[int, str, str]) -> str:
+    status, out, err = published
+    lines = err.strip().splitlines()
+    assert status == 2
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
-    assert TOKEN not in result.stdout + result.stderr
+    assert TOKEN not in out + err
     return lines[0]
 
 
+@pytest.mark.integration
 def test_files_arrive_in_one_commit_and_make_a_model(checkpoint: Path, hub: Hub, tmp_path: Path) -> None:
-    result = publish(checkpoint, "--private", endpoint=hub.endpoint)
+    arguments = ["publish", str(checkpoint), "--repo", "me/goose", "--private"]
+    environment = hub_environment(tmp_path, hub.endpoint) | {"HF_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "training", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert f"published as {hub.endpoint}/me/goose" in result.stdout
     assert hub.num_commits == 1
@@ -127,7 +134,7 @@ def test_files_arrive_in_one_commit_and_make_a_model(checkpoint: Path, hub: Hub,
 
 def test_a_second_publication_is_a_second_commit(checkpoint: Path, hub: Hub) -> None:
     for number in (1, 2):
-        assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+        assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint)[0] == 0
         assert hub.num_commits == number
 
 
@@ -135,7 +142,7 @@ def test_what_an_earlier_commit_had_and_this_one_has_not_goes_from_the_repositor
     checkpoint: Path, hub: Hub
 ) -> None:
     (checkpoint / "preview.png").write_bytes(b"a picture")
-    assert publish(checkpoint, endpoint=hub.endpoint).returncode == 0
+    assert publish(checkpoint, endpoint=hub.endpoint)[0] == 0
     [files] = hub.repositories.values()
     assert {"onnx/model.onnx", "preview.png", "model.safetensors"} <= set(files)
     theirs = {
@@ -146,13 +153,13 @@ def test_what_an_earlier_commit_had_and_this_one_has_not_goes_from_the_repositor
     }
     files |= {"model-00001-of-00002.safetensors": b"", **theirs}
     (checkpoint / "preview.png").unlink()
-    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint)[0] == 0
     assert hub.num_commits == 2
     assert set(files) == {*checkpoint_files(checkpoint), "README.md", *theirs}
 
 
 def test_a_public_repository_is_not_published_to_as_a_private_one(checkpoint: Path, hub: Hub) -> None:
-    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint).returncode == 0
+    assert publish(checkpoint, "--no-onnx", endpoint=hub.endpoint)[0] == 0
     error = failure(publish(checkpoint, "--no-onnx", "--private", endpoint=hub.endpoint))
     assert "me/goose is there already, and is public" in error
     assert hub.num_commits == 1
@@ -182,15 +189,15 @@ def test_without_records_there_is_no_card(checkpoint: Path, capsys: pytest.Captu
 
 
 def test_a_dry_run_lists_files_and_asks_nobody(checkpoint: Path, hub: Hub) -> None:
-    result = publish(checkpoint, "--dry-run", endpoint=hub.endpoint, token=None)
-    assert result.returncode == 0, result.stderr
+    status, out, err = publish(checkpoint, "--dry-run", endpoint=hub.endpoint, token=None)
+    assert status == 0, err
     assert hub.requests == []
-    listed = [line.split()[-1] for line in result.stdout.splitlines()]
+    listed = [line.split()[-1] for line in out.splitlines()]
     assert {"model.safetensors", "onnx/model.onnx", "README.md"} <= set(listed)
     assert not {"tweets.js", "pytorch_model.bin", ".env", "loss.png"} & set(listed)
     size = f"{(checkpoint / 'model.safetensors').stat().st_size:,}  model.safetensors"
-    assert size in result.stdout
-    assert "dry run: nothing was sent to me/goose" in result.stdout
+    assert size in out
+    assert "dry run: nothing was sent to me/goose" in out
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import resource
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from support.paths import ROOT
+from support.processes import start, train_by_command
 from support.small_run import TINY, write_archive
 
 from training.__main__ import main
@@ -35,19 +36,6 @@ def job(*options: str) -> Job:
     parsed = invoke(parse_job, options, prog="training")
     assert isinstance(parsed, Job)
     return parsed
-
-
-@pytest.fixture
-def arguments(tmp_path: Path) -> list[str]:
-    (tmp_path / "in").mkdir()
-    write_archive(tmp_path / "in" / "tweets.js", num_tweets=150)
-    (tmp_path / "out").mkdir()
-    options = {
-        "tweets": tmp_path / "in" / "tweets.js",
-        "handle": "goose",
-        "output": tmp_path / "out" / "model",
-    }
-    return [part for option, value in options.items() for part in (f"--{option}", str(value))]
 
 
 def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -208,74 +196,64 @@ def test_an_interrupt_before_anything_is_saved_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_run_that_fails_at_its_end_is_gone_on_with(
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    error: BaseException,
 ) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.job.write_card", fail)
-        assert main([*arguments, *TINY]) == (2 if isinstance(error, OSError) else 130)
-    err = capsys.readouterr().err
-    assert "what was trained is kept, --resume goes on with it" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".model.training"]
+    given = [*arguments, *TINY]
+    for error, status in ((OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr("training.job.write_card", Mock(side_effect=error))
+            assert main(given) == status
+        assert "what was trained is kept, --resume goes on with it" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".model.training"]
+        given = [*arguments, *TINY, "--resume"]
 
     assert "--resume goes on with it, --force begins anew" in failure([*arguments, *TINY], capsys)
-    other = failure([*arguments, *TINY, "--resume", "--learning-rate", "0.001"], capsys)
+    other = failure([*given, "--learning-rate", "0.001"], capsys)
     assert "had another hyper_parameters" in other
-    assert main([*arguments, *TINY, "--resume"]) == 0  # the seed that was drawn is taken up
+    assert main(given) == 0  # the seed that was drawn is taken up
     assert "going on with scratch" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
+@pytest.mark.integration
 def test_a_full_disk_is_one_line_and_what_was_trained_before_is_gone_on_with(
     arguments: list[str], tmp_path: Path
 ) -> None:
     """No file may grow over 300 KB: weights and optimizer states cannot be written."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    command = [sys.executable, "-m", "training", *arguments, *TINY, "--seed", "1"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=limit)
-    assert result.returncode == 2, result.stderr
-    errors = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    given = [*arguments, *TINY, "--seed", "1"]
+    run = start(train_by_command, given, tmp_path / "printed", 300_000)
+    run.join(120)
+    printed = (tmp_path / "printed").read_text()
+    assert run.exitcode == 2, printed
+    errors = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "File too large" in errors[0] or "cannot be saved" in errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in printed
     assert not (tmp_path / "out" / "model").exists()
-    assert main([*arguments, *TINY, "--seed", "1", "--resume"]) == 0
+    assert main([*given, "--resume"]) == 0
 
 
+@pytest.mark.integration
 def test_a_killed_run_is_gone_on_with_and_two_runs_keep_apart(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = [*TINY, "--epochs", "400", "--evaluations", "200", "--seed", "1"]
-    command = [sys.executable, "-m", "training", *arguments, *long]
     work = tmp_path / "out" / ".model.training"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not list(work.glob("steps/*/trainer_state.json")):
-            assert run.poll() is None
-        assert "is being written by another run" in failure([*arguments, *long, "--resume"], capsys)
-        assert run.poll() is None
-        os.kill(run.pid, signal.SIGKILL)
+    run = start(train_by_command, [*arguments, *long], tmp_path / "printed")
+    while not list(work.glob("steps/*/trainer_state.json")):
+        assert run.is_alive()
+        time.sleep(0.05)
+    assert "is being written by another run" in failure([*arguments, *long, "--resume"], capsys)
+    assert run.is_alive()
+    run.kill()
+    run.join(60)
     assert not (tmp_path / "out" / "model").exists()
     assert main([*arguments, *TINY, "--seed", "1", "--force"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
-
-
-def test_a_loss_that_is_not_finite_leaves_nothing(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert "training diverged" in failure([*arguments, *TINY, "--learning-rate", "1e36"], capsys)
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_force_replaces_a_checkpoint_and_only_that(
@@ -283,14 +261,14 @@ def test_force_replaces_a_checkpoint_and_only_that(
 ) -> None:
     output = tmp_path / "out" / "model"
     output.mkdir()
-    assert main([*arguments, *TINY, "--seed", "1"]) == 0  # an empty folder is no obstacle
-    (output / "old").touch()
-    capsys.readouterr()
-
+    for name in ("config.json", "old"):
+        (output / name).write_text("{}")
     assert "is not empty; choose another folder or give --force" in failure([*arguments, *TINY], capsys)
     assert (output / "old").exists()
-    failure([*arguments, *TINY, "--force", "--learning-rate", "1e36"], capsys)
-    assert (output / "old").exists()  # a failed run keeps what was there
+    message = failure([*arguments, *TINY, "--force", "--learning-rate", "1e36"], capsys)
+    assert "training diverged" in message
+    assert (output / "old").exists()  # a failed run keeps what was there, and leaves nothing
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
     assert main([*arguments, *TINY, "--force"]) == 0
     assert not (output / "old").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
@@ -300,18 +278,21 @@ def test_force_replaces_a_checkpoint_and_only_that(
     assert (output / "model.safetensors").exists()
 
 
-def test_it_prints_counts_warning_seed_losses_and_folder(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main([*arguments, *TINY, "--seed", "77"]) == 0
-    out, err = capsys.readouterr()
-    assert "tweets downloaded      150\n" in out
-    assert "seed 77" in out
+def test_it_prints_counts_warning_seed_losses_and_folder(trained_run: Any) -> None:
+    out, err = trained_run.out, trained_run.err
+    assert "tweets downloaded      200\n" in out
+    assert "seed 3" in out
     assert "evaluation loss before" in out
     assert "perplexity" in out
-    assert f"checkpoint in {tmp_path / 'out' / 'model'}" in out
+    assert f"checkpoint in {trained_run.checkpoint}" in out
     assert "warning: the tweets are only" in err
     assert "'loss'" not in out + err  # no log lines between
+
+
+def test_a_key_of_weights_and_biases_sends_nothing_by_itself(trained_run: Any) -> None:
+    assert trained_run.uploads.num_requests == 0
+    assert not [path for path in trained_run.checkpoint.iterdir() if path.is_dir()]
+    assert "Weights & Biases" not in trained_run.out + trained_run.err
 
 
 REQUIRED = ["--tweets", "a", "--handle", "a", "--output", "a"]

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.small_run import TINY_MODEL, TINY_RUN, small_dataset
 from transformers import TrainerControl, TrainerState
 
 from training.errors import OutputFolderError
-from training.learning.finetune import finetune
 from training.learning.metrics_log import MetricsLog, read_metrics
-from training.learning.presets import RunOptions
 
 
 class Trainer:
@@ -99,27 +96,18 @@ def test_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
         read_metrics(path)
 
 
-def test_a_training_run_logs_losses_rates_and_evaluations(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    report = finetune(
-        small_dataset(),
-        tmp_path / "checkpoint",
-        tmp_path,
-        base=TINY_MODEL,
-        hyper_parameters=TINY_RUN,
-        options=RunOptions(num_evaluations=2, num_threads=1),
-        seed=3,
-        callbacks=[MetricsLog(path)],
-    )
-    entries = read_metrics(path)
+def test_a_training_run_logs_losses_rates_and_evaluations(whole: Path) -> None:
+    entries = read_metrics(whole / "metrics.jsonl")
     training = [entry for entry in entries if "loss" in entry]
     evaluation = [entry for entry in entries if "eval_loss" in entry]
-    steps = [entry["step"] for entry in training]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == report.num_steps
+    assert [entry["step"] for entry in training] == [*range(1, 49)]
     assert training[0]["learning_rate"] == pytest.approx(5e-3, rel=0.2)
     assert all(entry["grad_norm"] > 0 for entry in training)
-    assert [entry["step"] for entry in evaluation] == [(report.num_steps + 1) // 2, report.num_steps]
-    assert evaluation[-1]["eval_loss"] == report.loss_after
+    assert [entry["step"] for entry in evaluation] == [12, 24, 36, 48]
+    state = json.loads((whole / "steps" / "checkpoint-48" / "trainer_state.json").read_text())
+    assert [entry["eval_loss"] for entry in evaluation] == [
+        entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry
+    ]
+    assert evaluation[-1]["eval_loss"] < evaluation[0]["eval_loss"]
     assert evaluation[-1]["epoch"] == 1.0
     assert all(json.dumps(entry, allow_nan=False) for entry in entries)

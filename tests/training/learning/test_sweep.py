@@ -6,27 +6,16 @@ import dataclasses
 import json
 import math
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.processes import start
+from support.small_run import sweep_and_die, valley
 
 from training.errors import DivergedError, TrainingError
 from training.learning.presets import FINE_TUNING, SCRATCH, HyperParameters
 from training.learning.sweep import SweepResult, Trial, print_sweep, sweep
-
-
-def valley(tried: HyperParameters, number: int = 0) -> float:
-    """Lowest at a rate of e^-9, 6 epochs and a linear schedule."""
-    return (
-        (math.log(tried.learning_rate) + 9) ** 2
-        + 0.1 * abs(tried.epochs - 6)
-        + (tried.schedule != "linear")
-        + tried.warmup_ratio
-    )
 
 
 def run(
@@ -47,25 +36,30 @@ def tried(result: SweepResult) -> list[HyperParameters]:
     return [trial.hyper_parameters for trial in result.trials]
 
 
-def test_first_trial_is_the_base_and_the_best_has_the_lowest_loss(tmp_path: Path) -> None:
-    result = run(tmp_path)
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """40 trials of the seed 5."""
+    return run(tmp_path_factory.mktemp("searched"), num_trials=40)
+
+
+def test_first_trial_is_the_base_and_the_best_has_the_lowest_loss(searched: SweepResult) -> None:
+    result = searched
     assert result.trials[0].hyper_parameters == FINE_TUNING
-    assert len(result.trials) == 12
+    assert len(result.trials) == 40
     assert result.best.loss == min(valley(parameters) for parameters in tried(result))
     assert [valley(trial.hyper_parameters) for trial in result.trials] == [
         trial.loss for trial in result.trials
     ]
 
 
-def test_search_ends_lower_than_random_draws_of_the_same_ranges(tmp_path: Path) -> None:
-    result = run(tmp_path, num_trials=40)
-    random, searched = result.trials[1:9], result.trials[25:]
-    assert sum(trial.loss or 0 for trial in searched) / 15 < sum(trial.loss or 0 for trial in random) / 8
-    assert result.best.hyper_parameters.schedule == "linear"
+def test_search_ends_lower_than_random_draws_of_the_same_ranges(searched: SweepResult) -> None:
+    first, last = searched.trials[1:9], searched.trials[25:]
+    assert sum(trial.loss or 0 for trial in last) / 15 < sum(trial.loss or 0 for trial in first) / 8
+    assert searched.best.hyper_parameters.schedule == "linear"
 
 
-def test_trials_keep_to_the_ranges_of_huggingtweets(tmp_path: Path) -> None:
-    trials = tried(run(tmp_path, num_trials=30))[1:]
+def test_trials_keep_to_the_ranges_of_huggingtweets(searched: SweepResult) -> None:
+    trials = tried(searched)[1:]
     assert all(math.exp(-14) <= parameters.learning_rate <= math.exp(-6) for parameters in trials)
     assert all(1 <= parameters.epochs <= 10 for parameters in trials)
     assert {parameters.schedule for parameters in trials} == {"constant", "linear", "cosine"}
@@ -82,13 +76,10 @@ def test_random_weights_are_searched_around_their_own_learning_rate(tmp_path: Pa
     assert min(rates) < 0.5 < 2 < max(rates)
 
 
-def test_a_seed_gives_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
-    results = []
-    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        (tmp_path / name).mkdir()
-        results.append(tried(run(tmp_path / name, seed=seed)))
-    assert results[0] == results[1]
-    assert results[0][1:] != results[2][1:]
+def test_a_seed_gives_the_same_trials_and_another_seed_others(searched: SweepResult, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert tried(run(tmp_path, num_trials=12)) == tried(searched)[:12]
+    assert tried(run(tmp_path / "other", num_trials=2, seed=6))[1] != tried(searched)[1]
 
 
 def test_trials_of_an_earlier_start_count(tmp_path: Path) -> None:
@@ -106,9 +97,9 @@ def test_trials_of_an_earlier_start_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 10])
-def test_interrupted_sweep_tries_the_same_as_one_that_was_not(tmp_path: Path, at: int) -> None:
-    (tmp_path / "whole").mkdir()
-    whole = run(tmp_path / "whole")
+def test_interrupted_sweep_tries_the_same_as_one_that_was_not(
+    searched: SweepResult, tmp_path: Path, at: int
+) -> None:
     interrupted: list[HyperParameters] = []
 
     def interrupt(parameters: HyperParameters, number: int) -> float:
@@ -119,34 +110,19 @@ def test_interrupted_sweep_tries_the_same_as_one_that_was_not(tmp_path: Path, at
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, interrupt)
-    result = run(tmp_path)
+    result = run(tmp_path, num_trials=at + 2)
     assert result.trials[at].hyper_parameters == interrupted[0]
     assert result.trials[at].number == at + 1
-    assert tried(result) == tried(whole)
+    assert tried(result) == tried(searched)[: at + 2]
 
 
-KILLED_SWEEP = """
-import os, signal, sys
-from pathlib import Path
-sys.path[:0] = ["tests/training/learning", "tests", "."]
-import test_sweep
-
-def objective(parameters, number):
-    if number == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return test_sweep.valley(parameters)
-
-test_sweep.run(Path(sys.argv[1]), objective, num_trials=5)
-"""
-
-
-def test_killed_sweep_is_gone_on_with(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    killed = subprocess.run([sys.executable, "-c", KILLED_SWEEP, tmp_path], cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
+def test_killed_sweep_is_gone_on_with(searched: SweepResult, tmp_path: Path) -> None:
+    killed = start(sweep_and_die, tmp_path / "sweep.db", 2)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     result = run(tmp_path, num_trials=5)
     assert [trial.number for trial in result.trials] == [0, 1, 3, 4, 5]
-    assert tried(result) == tried(run(tmp_path / "whole", num_trials=5))
+    assert tried(result) == tried(searched)[:5]
 
 
 def test_diverged_trials_count_and_do_not_end_the_sweep(tmp_path: Path) -> None:

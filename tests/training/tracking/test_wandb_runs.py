@@ -144,6 +144,7 @@ def test_with_a_key_runs_are_recorded_online_and_have_addresses(
     assert trackers.links == {name: address + ids[name] for name in ("preprocess", "train")}
     assert capsys.readouterr() == (f"Weights & Biases: {trackers.links['train']}\n", "")
     assert sorted(uploads.files) == ["base.json", "dataset.txt", "model.safetensors", "tweets.csv"]
+    assert uploads.num_requests > 4
     used = sorted((name, uploads.artifacts[artifact]) for name, artifact in uploads.used)
     assert used == [(ids["train"], "pretrained-model"), (ids["train"], "train-dataset")]
     assert [json.loads(line)["loss"] for line in uploads.history] == [4.0, 3.0]
@@ -235,22 +236,11 @@ def test_wandb_mode_of_the_user_counts(
     the_runs(run.folder)
 
 
-def record_with_a_service_that_dies(root: Path) -> None:
-    with tracked(["wandb", "tensorboard"], a_run(root)) as trackers:
-        trackers.log(ENTRIES[0])
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
-            process.wait()
-        for entry in ENTRIES[1:] * 3:
-            trackers.log(entry)
-        trackers.log_model(TRAINING)
-
-
 def test_service_that_dies_is_warned_of_once_and_training_goes_on(tmp_path: Path) -> None:
     """In a process of its own: W&B never lets go of a service that it cannot reach."""
     code = (
-        "import sys; from pathlib import Path; sys.path[:0] = ['tests/training/tracking', 'tests', '.']\n"
-        "from test_wandb_runs import record_with_a_service_that_dies as record; record(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; sys.path[:0] = ['tests', '.']\n"
+        "from support.tracked_run import record_with_a_service_that_dies as record; record(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
