@@ -8,27 +8,7 @@ class TrainingError(ValueError):
 
 
 class TweetFileError(TrainingError):
-    """A tweet file cannot be used; the message starts with its path."""
-
-
-class MissingTweetFileError(TweetFileError):
-    """There is no such file, or it cannot be opened."""
-
-
-class NotATweetArchiveError(TweetFileError):
-    """The file has none of the known formats, or is broken; the message says what was expected and found."""
-
-
-class EmptyTweetArchiveError(TweetFileError):
-    """The files are well formed and hold no tweet."""
-
-
-class NotTheirTweetsError(TweetFileError):
-    """The files hold tweets, and all of them name another author than the handle."""
-
-
-class CleaningRuleError(TrainingError):
-    """A cleaning rule is out of its range."""
+    """A tweet file is missing, broken, empty or someone else's; the message starts with its path."""
 
 
 class HyperParameterError(TrainingError):

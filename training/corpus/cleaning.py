@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus.text_store import TextStore
-from training.errors import CleaningRuleError
+from training.errors import HyperParameterError
 from training.tweets.reading import Tweet
 
 MIN_PLAIN_WORDS = 3
@@ -39,7 +39,7 @@ class CleaningRules:
         min_words: a tweet with fewer plain words is short, 0 to 100; 0 keeps all but empty ones.
 
     Raises:
-        CleaningRuleError: `min_words` out of range.
+        HyperParameterError: `min_words` out of range.
     """
 
     keep_new_lines: bool = False
@@ -49,7 +49,7 @@ class CleaningRules:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_words <= 100:
-            raise CleaningRuleError(f"min_words is {self.min_words}, expected 0 to 100")
+            raise HyperParameterError(f"min_words is {self.min_words}, expected 0 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from training.errors import MissingTweetFileError, NotATweetArchiveError
+from training.errors import TweetFileError
 
 CHUNK_BYTES = 64 << 10  # what one chunk becomes fits a processor's cache
 MAX_UNZIPPED_BYTES = 16 << 30
@@ -69,15 +69,14 @@ def open_files(path: Path) -> Iterator[ArchiveFile]:
         path: a file of any format, the zip of an archive, or the folder that one was unpacked into.
 
     Raises:
-        MissingTweetFileError: it does not exist or cannot be opened.
-        NotATweetArchiveError: a folder or zip without tweets, a broken or encrypted zip, or one that would
-            unpack to over 16 GiB or to over 200 times its size.
+        TweetFileError: it does not exist or cannot be opened; a folder or zip without tweets, a broken or
+            encrypted zip, or one that would unpack to over 16 GiB or to over 200 times its size.
     """
     if path.is_dir():
         members = _folder_members(path)
         names = tweet_members(members)
         if not names:
-            raise NotATweetArchiveError(
+            raise TweetFileError(
                 f"{path}: is a folder without tweets.js, outbox.json or app.bsky.feed.post/; expected the "
                 "folder of an unpacked archive, or a file"
             )
@@ -92,7 +91,7 @@ def open_files(path: Path) -> Iterator[ArchiveFile]:
             return
         for magic, kind in _NO_TEXT.items():
             if start.startswith(magic):
-                raise NotATweetArchiveError(f"{path}: is {kind}; expected it unpacked")
+                raise TweetFileError(f"{path}: is {kind}; expected it unpacked")
         yield ArchiveFile(str(path), _utf8(start, read, str(path)))
 
 
@@ -100,7 +99,7 @@ def read_members(path: Path, pattern: re.Pattern[str], max_bytes: int) -> Iterat
     """Read the files of an archive's folder or zip whose names match, each at most `max_bytes` long.
 
     Raises:
-        MissingTweetFileError, NotATweetArchiveError: as `open_files`; also where a file is longer.
+        TweetFileError: as `open_files`; also where a file is longer.
     """
     if path.is_dir():
         for name, file in sorted(_folder_members(path).items()):
@@ -133,7 +132,7 @@ def split_lines(chunks: Iterable[bytes], name: str, max_bytes: int) -> Iterator[
     r"""Split chunks at their line feeds, which stay.
 
     Raises:
-        NotATweetArchiveError: a line is longer than `max_bytes`.
+        TweetFileError: a line is longer than `max_bytes`.
 
     >>> list(split_lines([b"one\ntw", b"o\n\nthree"], "file", 100))
     [b'one\n', b'two\n', b'\n', b'three']
@@ -150,7 +149,7 @@ def split_lines(chunks: Iterable[bytes], name: str, max_bytes: int) -> Iterator[
             num_left += len(left[-1])
             if num_left > max_bytes:
                 where = f"{name}: line {num_lines + len(lines) + 1}"
-                raise NotATweetArchiveError(f"{where} is longer than {max_bytes >> 20} MiB")
+                raise TweetFileError(f"{where} is longer than {max_bytes >> 20} MiB")
         num_lines += len(lines)
         yield from lines
     if left:
@@ -168,7 +167,7 @@ def _folder_members(folder: Path) -> dict[str, Path]:
     for level in _FOLDER_LEVELS:
         for file in folder.glob(level):
             if len(members) >= MAX_MEMBERS:
-                raise NotATweetArchiveError(f"{folder}: is a folder of more than {MAX_MEMBERS:,} files")
+                raise TweetFileError(f"{folder}: is a folder of more than {MAX_MEMBERS:,} files")
             if file.is_file() and file.resolve().is_relative_to(root):
                 members[file.relative_to(folder).as_posix()] = file
     return members
@@ -179,7 +178,7 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise MissingTweetFileError(f"{path}: cannot be read ({reason or error})") from error
+        raise TweetFileError(f"{path}: cannot be read ({reason or error})") from error
 
 
 def _reader(stream: BinaryIO, name: str) -> Callable[[int], bytes]:
@@ -187,7 +186,7 @@ def _reader(stream: BinaryIO, name: str) -> Callable[[int], bytes]:
         try:
             return stream.read(num_bytes)
         except OSError as error:
-            raise MissingTweetFileError(f"{name}: cannot be read ({error.strerror or error})") from error
+            raise TweetFileError(f"{name}: cannot be read ({error.strerror or error})") from error
 
     return read
 
@@ -196,7 +195,7 @@ def _zip_files(stream: BinaryIO, path: Path) -> Iterator[ArchiveFile]:
     with _open_zip(stream, path) as archive:
         names = tweet_members(archive.namelist())
         if not names:
-            raise NotATweetArchiveError(
+            raise TweetFileError(
                 f"{path}: a zip without tweets.js, outbox.json or app.bsky.feed.post/; expected an "
                 "archive's zip"
             )
@@ -212,19 +211,19 @@ def _open_zip(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(stream)
     except _ZIP_ERRORS as error:
-        raise NotATweetArchiveError(f"{path}: broken zip ({error}); download or copy it again") from error
+        raise TweetFileError(f"{path}: broken zip ({error}); download or copy it again") from error
     if len(archive.infolist()) > MAX_MEMBERS:
-        raise NotATweetArchiveError(f"{path}: a zip of more than {MAX_MEMBERS:,} files")
+        raise TweetFileError(f"{path}: a zip of more than {MAX_MEMBERS:,} files")
     return archive
 
 
 def _open_member(archive: zipfile.ZipFile, name: str, path: Path) -> BinaryIO:
     if archive.getinfo(name).flag_bits & 1:
-        raise NotATweetArchiveError(f"{path}/{name}: is encrypted; expected a zip without a password")
+        raise TweetFileError(f"{path}/{name}: is encrypted; expected a zip without a password")
     try:
         return archive.open(name)  # type: ignore[return-value]  # typed as IO[bytes]
     except _ZIP_ERRORS as error:
-        raise NotATweetArchiveError(f"{path}/{name}: broken zip ({error})") from error
+        raise TweetFileError(f"{path}/{name}: broken zip ({error})") from error
 
 
 def _check_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
@@ -232,11 +231,11 @@ def _check_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
     unzipped = sum(member.file_size for member in members)
     zipped = sum(member.compress_size for member in members)
     if unzipped > MAX_UNZIPPED_BYTES:
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{path}: its tweets would unpack to {unzipped:,} bytes, expected at most {MAX_UNZIPPED_BYTES:,}"
         )
     if unzipped > FREE_OF_RATIO_BYTES and unzipped > MAX_RATIO * zipped:
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{path}: its tweets would unpack to {unzipped:,} bytes from {zipped:,}, "
             f"expected at most {MAX_RATIO} times as many"
         )
@@ -247,7 +246,7 @@ def _zip_reader(member: BinaryIO, where: str) -> Callable[[int], bytes]:
         try:
             return member.read(num_bytes)
         except _ZIP_ERRORS as error:
-            raise NotATweetArchiveError(f"{where}: broken zip ({error})") from error
+            raise TweetFileError(f"{where}: broken zip ({error})") from error
 
     return read
 
@@ -255,7 +254,7 @@ def _zip_reader(member: BinaryIO, where: str) -> Callable[[int], bytes]:
 def _bounded(read: Callable[[int], bytes], where: str, max_bytes: int) -> bytes:
     content = read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise NotATweetArchiveError(f"{where}: expected at most {max_bytes:,} bytes")
+        raise TweetFileError(f"{where}: expected at most {max_bytes:,} bytes")
     return content
 
 
@@ -273,7 +272,7 @@ def _utf8(start: bytes, read: Callable[[int], bytes], name: str) -> Iterator[byt
         try:
             text = decoder.decode(chunk, final=not chunk).encode()
         except UnicodeError as error:
-            raise NotATweetArchiveError(
+            raise TweetFileError(
                 f"{name}: expected {encoding.upper()} as its first bytes say, found others after line "
                 f"{num_lines + 1}, near byte {num_bytes:,} ({error})"
             ) from error

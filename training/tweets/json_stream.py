@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import orjson
 
-from training.errors import NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets.archive_files import CHUNK_BYTES, split_lines
 
 MAX_VALUE_BYTES = 256 << 20
@@ -51,7 +51,7 @@ class JsonValues:
         name: what errors call the file.
 
     Raises:
-        NotATweetArchiveError: while iterating; broken JSON, with its line; a value of over 256 MiB.
+        TweetFileError: while iterating; broken JSON, with its line; a value of over 256 MiB.
 
     >>> list(JsonValues([b'[{"a": 1}, ', b'{"a": 2}]'], "file"))
     [{'a': 1}, {'a': 2}]
@@ -124,7 +124,7 @@ class JsonValues:
         left = self._text[self._position :]
         if len(left) > MAX_VALUE_BYTES:
             line = self._line_at(self._position)
-            raise NotATweetArchiveError(
+            raise TweetFileError(
                 f"{self.name}: a value of more than {MAX_VALUE_BYTES >> 20} MiB at line {line}; "
                 "expected a bracket or quote that closes it before"
             )
@@ -232,7 +232,7 @@ class JsonValues:
             else:
                 members[key] = self._value()
                 if self._dropped + self._position - start > MAX_VALUE_BYTES and not is_streamed:
-                    raise NotATweetArchiveError(
+                    raise TweetFileError(
                         f"{self.name}: an object of more than {MAX_VALUE_BYTES >> 20} MiB at line {line}"
                     )
             closes = self._peek() == "}"
@@ -278,14 +278,14 @@ class JsonValues:
         line = self._line_at(position)
         column = position - self._text.rfind("\n", 0, position)
         found = self._text[position : position + 60]
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{self.name}: broken JSON; {problem} at line {line} column {column}, found {quote(found)}"
         )
 
     def _fail_decoding(self, error: UnicodeDecodeError, lines_before: int) -> NoReturn:
         before = error.object[: error.start]
         num_bytes = self._num_bytes - len(self._decoder.getstate()[0])
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{self.name}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} in line "
             f"{lines_before + 1 + before.count(10)} at offset {num_bytes + error.start}"
         ) from error

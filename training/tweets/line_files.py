@@ -9,7 +9,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 
-from training.errors import NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets.archive_files import split_lines
 from training.tweets.json_stream import ASSIGNMENT, MAX_VALUE_BYTES, quote
 from training.tweets.tweet_records import DATE_FIELDS, ID_FIELDS, TEXT_FIELDS
@@ -35,7 +35,7 @@ def csv_delimiter(first_line: bytes, name: str) -> str | None:
     r"""Return what separates the columns that a first line names, or None where it is no header.
 
     Raises:
-        NotATweetArchiveError: it is a header without a column of texts.
+        TweetFileError: it is a header without a column of texts.
 
     >>> csv_delimiter(b"id;full_text;lang\n", "file"), csv_delimiter(b"Dear diary, no text today\n", "file")
     (';', None)
@@ -51,7 +51,7 @@ def csv_delimiter(first_line: bytes, name: str) -> str | None:
         if any(field in columns for field in TEXT_FIELDS):
             return delimiter
         if len(columns) > 1 and _OTHER_COLUMNS.intersection(columns):
-            raise NotATweetArchiveError(f"{name}: expected {EXPECTED}; found {quote(line)}")
+            raise TweetFileError(f"{name}: expected {EXPECTED}; found {quote(line)}")
     return None
 
 
@@ -59,7 +59,7 @@ def csv_records(chunks: Iterable[bytes], name: str, delimiter: str) -> Iterator[
     r"""Give the rows of CSV by the names of their columns, each with the line it starts in.
 
     Raises:
-        NotATweetArchiveError: broken quotes, more or fewer fields than columns, or bytes that are no UTF-8.
+        TweetFileError: broken quotes, more or fewer fields than columns, or bytes that are no UTF-8.
 
     >>> list(csv_records([b'id,text\n7,"soup, bread"\n'], "file", ","))
     [(2, {'id': '7', 'text': 'soup, bread'})]
@@ -74,21 +74,21 @@ def csv_records(chunks: Iterable[bytes], name: str, delimiter: str) -> Iterator[
         for row in rows:
             if row:
                 if len(row) != len(columns):
-                    raise NotATweetArchiveError(
+                    raise TweetFileError(
                         f"{name}: broken CSV at line {line}; expected {len(columns)} fields as in the first "
                         f"line, found {len(row)}"
                     )
                 yield line, dict(zip(columns, row, strict=True))
             line = rows.line_num + 2
     except csv.Error as error:
-        raise NotATweetArchiveError(f"{name}: broken CSV at line {line}; {error}") from error
+        raise TweetFileError(f"{name}: broken CSV at line {line}; {error}") from error
 
 
 def text_records(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, str]]]:
     r"""Give the lines of plain text that are not blank, as records with a `text`, each with its number.
 
     Raises:
-        NotATweetArchiveError: it starts as JSON, JavaScript or HTML does, or is no text.
+        TweetFileError: it starts as JSON, JavaScript or HTML does, or is no text.
 
     >>> list(text_records([b"Dear diary\n\nthe goose left\n"], "file"))
     [(1, {'text': 'Dear diary'}), (3, {'text': 'the goose left'})]
@@ -100,7 +100,7 @@ def text_records(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, dict
         if not text:
             continue
         if is_first and _CODE.match(text):
-            raise NotATweetArchiveError(f"{name}: expected {EXPECTED}; found {quote(text)}")
+            raise TweetFileError(f"{name}: expected {EXPECTED}; found {quote(text)}")
         is_first = False
         yield number, {"text": text}
 
@@ -123,14 +123,14 @@ def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
 
 def _checked(line: bytes, name: str, number: int) -> str:
     if found := _NOT_TEXT.search(line):
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{name}: expected text, found byte 0x{line[found.start()]:02x} in line {number} at offset "
             f"{found.start()} of the line"
         )
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise NotATweetArchiveError(
+        raise TweetFileError(
             f"{name}: expected UTF-8 text, found byte 0x{line[error.start]:02x} in line {number} at offset "
             f"{error.start} of the line"
         ) from error

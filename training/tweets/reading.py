@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import (
-    EmptyTweetArchiveError,
-    NotATweetArchiveError,
-    NotTheirTweetsError,
+    TweetFileError,
 )
 from training.tweets.archive_files import ArchiveFile, open_files, read_members
 from training.tweets.json_stream import ASSIGNMENT, MAX_VALUE_BYTES, STREAMED_LISTS, JsonValues
@@ -55,10 +53,8 @@ def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator
         handle: whose tweets they are, in any case of letters; those that name another author are left out.
 
     Raises:
-        MissingTweetFileError: a file does not exist or cannot be opened.
-        NotATweetArchiveError: a file has none of the formats, or is broken.
-        NotTheirTweetsError: at the end, where tweets were read and all of them name other authors.
-        EmptyTweetArchiveError: at the end, where no file holds a tweet.
+        TweetFileError: a file does not exist, cannot be opened, has none of the formats or is broken; at the
+            end, where no file holds a tweet, or all of them name other authors.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -88,16 +84,16 @@ def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator
         if is_theirs:
             others = sorted(is_theirs)
             listed = ", ".join(f"@{other[:50]}" for other in others[:3]) + (", …" if len(others) > 3 else "")
-            raise NotTheirTweetsError(f"{names}: holds no tweets of @{wanted}; found those of {listed}")
-        raise EmptyTweetArchiveError(f"{names}: holds no tweets")
+            raise TweetFileError(f"{names}: holds no tweets of @{wanted}; found those of {listed}")
+        raise TweetFileError(f"{names}: holds no tweets")
 
 
 def read_account(path: Path) -> Account | None:
     """Read whose archive it is, from an archive's zip or folder; None for other files, and where none tells.
 
     Raises:
-        MissingTweetFileError: the file does not exist or cannot be opened.
-        NotATweetArchiveError: the zip is broken, or the file that tells it.
+        TweetFileError: the file does not exist or cannot be opened; the zip is broken, or the file that
+            tells it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +109,7 @@ def read_account(path: Path) -> Account | None:
             start = _BEFORE_OBJECT.match(text)
             record, _ = json.JSONDecoder().raw_decode(text, start.end() - 1 if start else 0)
         except (ValueError, RecursionError) as error:
-            raise NotATweetArchiveError(f"{path}: its account file is broken ({error})") from error
+            raise TweetFileError(f"{path}: its account file is broken ({error})") from error
         if isinstance(record, dict):
             record = record.get("account", record)
         if isinstance(record, dict):
@@ -136,7 +132,7 @@ def _read_file(file: ArchiveFile) -> Iterator[tuple[Tweet, str | None]]:
     chunks = chain([start], file.chunks)
     beginning = start.lstrip()[:4096].decode(errors="ignore")
     if not beginning:
-        raise NotATweetArchiveError(f"{file.name}: expected {EXPECTED}; found an empty file")
+        raise TweetFileError(f"{file.name}: expected {EXPECTED}; found an empty file")
     if _JSON.match(beginning):
         yield from _read_json(JsonValues(chunks, file.name))
         return
@@ -153,7 +149,7 @@ def _checked(record: Record, name: str, line: int) -> tuple[Tweet, str | None]:
     try:
         return read_tweet(record), author_of(record)
     except RecordError as error:
-        raise NotATweetArchiveError(f"{name}: line {line}: {error}") from error
+        raise TweetFileError(f"{name}: line {line}: {error}") from error
 
 
 def _read_json(values: JsonValues) -> Iterator[tuple[Tweet, str | None]]:
@@ -166,7 +162,7 @@ def _read_json(values: JsonValues) -> Iterator[tuple[Tweet, str | None]]:
             else:
                 yield from _read_value(value)
         except RecordError as error:
-            raise NotATweetArchiveError(f"{values.name}: line {values.line}: {error}") from error
+            raise TweetFileError(f"{values.name}: line {values.line}: {error}") from error
 
 
 def _read_value(value: object) -> Iterator[tuple[Tweet, str | None]]:

@@ -19,7 +19,7 @@ from training.corpus.cleaning import (
     strip_leading_mentions,
 )
 from training.corpus.text_store import TextStore
-from training.errors import CleaningRuleError
+from training.errors import HyperParameterError
 from training.tweets.reading import Tweet, read_tweets
 
 
@@ -141,7 +141,7 @@ def test_the_number_of_words_can_be_chosen_and_an_empty_tweet_is_always_short(
 
 @pytest.mark.parametrize("min_words", [-1, 101])
 def test_a_number_of_words_out_of_range_is_an_error(min_words: int) -> None:
-    with pytest.raises(CleaningRuleError, match=f"min_words is {min_words}, expected 0 to 100"):
+    with pytest.raises(HyperParameterError, match=f"min_words is {min_words}, expected 0 to 100"):
         CleaningRules(min_words=min_words)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.tweet_files import archive, texts, write
 
-from training.errors import MissingTweetFileError, NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets import archive_files
 from training.tweets.archive_files import split_lines
 
@@ -80,14 +80,14 @@ def test_links_that_lead_out_of_a_folder_are_not_followed(tmp_path: Path) -> Non
     write(tmp_path, archive([record("secret")]), "elsewhere/tweets.js")
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/tweets.js").symlink_to(tmp_path / "elsewhere/tweets.js")
-    with pytest.raises(NotATweetArchiveError, match=r"a folder without tweets\.js"):
+    with pytest.raises(TweetFileError, match=r"a folder without tweets\.js"):
         texts(tmp_path / "archive")
 
 
 def test_a_zip_and_a_folder_without_tweets_are_no_archives(tmp_path: Path) -> None:
-    with pytest.raises(NotATweetArchiveError, match=r"a zip without tweets\.js"):
+    with pytest.raises(TweetFileError, match=r"a zip without tweets\.js"):
         texts(write_archive(tmp_path / "a.zip", {"data/like.js": ""}, zipped=True))
-    with pytest.raises(NotATweetArchiveError, match=r"a folder without tweets\.js"):
+    with pytest.raises(TweetFileError, match=r"a folder without tweets\.js"):
         texts(tmp_path)
 
 
@@ -104,23 +104,23 @@ def test_a_zip_that_is_cut_or_changed_anywhere_is_an_error_or_complete(
         for content in (whole[:position], bytes(changed)):
             try:
                 assert texts(write(tmp_path, content, "broken.zip"))
-            except NotATweetArchiveError as error:
+            except TweetFileError as error:
                 assert str(error).startswith(str(tmp_path / "broken.zip"))
 
 
 def test_a_cut_zip_is_named_with_the_remedy(tmp_path: Path) -> None:
     whole = write_archive(tmp_path / "whole", ARCHIVE, zipped=True).read_bytes()
-    with pytest.raises(NotATweetArchiveError, match=r"cut\.zip: broken zip .* download or copy it again"):
+    with pytest.raises(TweetFileError, match=r"cut\.zip: broken zip .* download or copy it again"):
         texts(write(tmp_path, whole[: len(whole) // 2], "cut.zip"))
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_files, "FREE_OF_RATIO_BYTES", 1 << 20)
     bomb = write_archive(tmp_path / "bomb.zip", {"tweets.js": " " * (3 << 20)}, zipped=True)
-    with pytest.raises(NotATweetArchiveError, match=r"3,145,728 bytes from .* at most 200 times"):
+    with pytest.raises(TweetFileError, match=r"3,145,728 bytes from .* at most 200 times"):
         texts(bomb)
     monkeypatch.setattr(archive_files, "MAX_UNZIPPED_BYTES", 1 << 20)
-    with pytest.raises(NotATweetArchiveError, match="unpack to 3,145,728 bytes, expected at most 1,048,576"):
+    with pytest.raises(TweetFileError, match="unpack to 3,145,728 bytes, expected at most 1,048,576"):
         texts(bomb)
 
 
@@ -129,14 +129,14 @@ def test_a_zip_that_unpacks_to_more_than_it_declares_is_broken(tmp_path: Path) -
     path = write_archive(tmp_path / "liar.zip", {"tweets.js": content}, zipped=True)
     size, lie = len(content).to_bytes(4, "little"), (40).to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(size, lie))
-    with pytest.raises(NotATweetArchiveError, match="broken zip"):
+    with pytest.raises(TweetFileError, match="broken zip"):
         texts(path)
 
 
 def test_a_zip_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_files, "MAX_MEMBERS", 5)
     for zipped in (True, False):
-        with pytest.raises(NotATweetArchiveError, match="more than 5 files"):
+        with pytest.raises(TweetFileError, match="more than 5 files"):
             texts(write_archive(tmp_path / str(zipped), ARCHIVE, zipped))
 
 
@@ -145,7 +145,7 @@ def test_an_encrypted_zip_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     path.write_bytes(content)
-    with pytest.raises(NotATweetArchiveError, match="is encrypted; expected a zip without a password"):
+    with pytest.raises(TweetFileError, match="is encrypted; expected a zip without a password"):
         texts(path)
 
 
@@ -163,12 +163,12 @@ def test_what_has_to_be_unpacked_first_is_named(tmp_path: Path, content: bytes |
         file = io.BytesIO()
         zipfile.ZipFile(file, "w").close()
         content = file.getvalue()
-    with pytest.raises(NotATweetArchiveError, match=f"is {kind}; expected it unpacked"):
+    with pytest.raises(TweetFileError, match=f"is {kind}; expected it unpacked"):
         texts(write(tmp_path, content))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingTweetFileError, match=r"gone\.js: cannot be read \(No such file"):
+    with pytest.raises(TweetFileError, match=r"gone\.js: cannot be read \(No such file"):
         texts(tmp_path / "gone.js")
 
 
@@ -176,13 +176,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "[]")
     path.chmod(0)
-    with pytest.raises(MissingTweetFileError, match="Permission denied"):
+    with pytest.raises(TweetFileError, match="Permission denied"):
         texts(path)
 
 
 def test_utf_16_that_is_cut_within_a_character_is_named_with_its_line(tmp_path: Path) -> None:
     content = "one goose\ntwo 🪿".encode("utf-16")
-    with pytest.raises(NotATweetArchiveError, match=r"expected UTF-16 .* line"):
+    with pytest.raises(TweetFileError, match=r"expected UTF-16 .* line"):
         texts(write(tmp_path, content[:-2]))
 
 
@@ -197,5 +197,5 @@ def test_lines_do_not_depend_on_where_chunks_end(size: int) -> None:
 
 def test_a_line_that_never_ends_is_an_error() -> None:
     chunks = iter(lambda: b"x" * 1024, b"")  # for ever
-    with pytest.raises(NotATweetArchiveError, match="file: line 1 is longer than 1 MiB"):
+    with pytest.raises(TweetFileError, match="file: line 1 is longer than 1 MiB"):
         list(split_lines(chunks, "file", 1 << 20))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.errors import NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets import json_stream
 from training.tweets.json_stream import JsonValues
 
@@ -116,7 +116,7 @@ def test_half_an_emoji_does_not_stop_lists_or_lines() -> None:
     ],
 )
 def test_what_is_broken_is_named_with_its_line(content: str | bytes, message: str) -> None:
-    with pytest.raises(NotATweetArchiveError, match=message) as error:
+    with pytest.raises(TweetFileError, match=message) as error:
         values(content)
     assert str(error.value).startswith("file: ")
     assert len(str(error.value)) < 300
@@ -140,7 +140,7 @@ def test_a_value_that_never_ends_is_refused(start: str, monkeypatch: pytest.Monk
         while True:
             yield filler
 
-    with pytest.raises(NotATweetArchiveError, match=r"1 MiB|Expecting|nested"):
+    with pytest.raises(TweetFileError, match=r"1 MiB|Expecting|nested"):
         list(JsonValues(for_ever(), "file"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.tweet_files import read, texts, write
 
-from training.errors import NotATweetArchiveError, TrainingError
+from training.errors import TrainingError, TweetFileError
 
 
 def test_quoted_new_lines_commas_and_quotes_in_crlf_csv_stay_as_they_are(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_csv_field_may_be_longer_than_the_modules_limit(tmp_path: Path) -> Non
 def test_a_broken_file_is_named_with_what_was_expected_and_found(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
-    with pytest.raises(NotATweetArchiveError, match=message) as error:
+    with pytest.raises(TweetFileError, match=message) as error:
         read(write(tmp_path, content, "broken.js"))
     assert str(error.value).startswith(str(tmp_path / "broken.js"))
     assert isinstance(error.value, TrainingError)

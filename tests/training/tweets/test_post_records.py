@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.tweet_files import PUBLIC, json_lines, read, texts, write
 
-from training.errors import EmptyTweetArchiveError, NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets.post_records import plain_text
 from training.tweets.reading import Tweet
 
@@ -81,7 +81,7 @@ def test_notes_that_are_not_public_are_left_out(
     if is_read:
         assert texts(path) == ["fog"]
     else:
-        with pytest.raises(EmptyTweetArchiveError):
+        with pytest.raises(TweetFileError, match="no tweet"):
             read(path)
 
 
@@ -113,7 +113,7 @@ def test_html_becomes_its_text(html: str, text: str) -> None:
 
 
 def test_a_note_without_content_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotATweetArchiveError, match="expected HTML in `content`, found int"):
+    with pytest.raises(TweetFileError, match="expected HTML in `content`, found int"):
         read(write(tmp_path, outbox(note(content=7))))  # type: ignore[arg-type]
 
 
@@ -194,5 +194,5 @@ def test_a_domain_is_the_handle_that_it_starts_with(tmp_path: Path) -> None:
 
 
 def test_a_post_without_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotATweetArchiveError, match="line 2: expected `text` in a post, found NoneType"):
+    with pytest.raises(TweetFileError, match="line 2: expected `text` in a post, found NoneType"):
         read(write(tmp_path, json_lines([POST, {"$type": "app.bsky.feed.post"}])))

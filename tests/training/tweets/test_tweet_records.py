@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.tweet_files import json_lines, read, texts, write
 
-from training.errors import NotATweetArchiveError
+from training.errors import TweetFileError
 from training.tweets.tweet_records import Tweet, author_of, read_tweet, year_of
 
 
@@ -191,5 +191,5 @@ def test_one_tweet_in_data_is_a_page_of_one(tmp_path: Any) -> None:
 def test_a_record_that_is_no_tweet_is_an_error_with_its_line(
     tmp_path: Any, content: str, message: str
 ) -> None:
-    with pytest.raises(NotATweetArchiveError, match=message):
+    with pytest.raises(TweetFileError, match=message):
         read(write(tmp_path, content))

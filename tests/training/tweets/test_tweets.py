@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from support.tweet_files import FORMATS, archive, json_lines, read, texts, write
 
-from training.errors import EmptyTweetArchiveError, NotATweetArchiveError, NotTheirTweetsError, TweetFileError
+from training.errors import TweetFileError
 from training.tweets.reading import Account, Tweet, read_account, read_tweets
 
 TWO: list[dict[str, Any]] = [
@@ -175,7 +175,7 @@ def test_tweets_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> None:
     path = write(tmp_path, json_lines([TWO[0]] * 5000) + "{broken")
     tweets = read_tweets([path])
     assert next(tweets) == TWO_READ[0]
-    with pytest.raises(NotATweetArchiveError, match="line 5001"):
+    with pytest.raises(TweetFileError, match="line 5001"):
         list(tweets)
 
 
@@ -210,7 +210,7 @@ def test_authors_of_api_pages_and_of_csv_are_known_too(tmp_path: Path) -> None:
 
 def test_files_of_other_people_name_some_of_them(tmp_path: Path) -> None:
     path = write(tmp_path, json_lines([{"text": "a", "username": name} for name in "vwxyz"]))
-    with pytest.raises(NotTheirTweetsError, match="no tweets of @goose; found those of @v, @w, @x, …"):
+    with pytest.raises(TweetFileError, match="no tweets of @goose; found those of @v, @w, @x, …"):
         read(path, "goose")
 
 
@@ -228,7 +228,7 @@ def test_files_of_other_people_name_some_of_them(tmp_path: Path) -> None:
     ],
 )
 def test_an_archive_of_no_tweets_is_an_error_of_its_own(tmp_path: Path, content: str) -> None:
-    with pytest.raises(EmptyTweetArchiveError, match="holds no tweets"):
+    with pytest.raises(TweetFileError, match="holds no tweets"):
         read(write(tmp_path, content))
 
 
@@ -261,7 +261,7 @@ def test_an_archive_says_whose_it_is(
     else:
         write(path, content, name)
     if content.endswith("[ ]"):
-        with pytest.raises(NotATweetArchiveError, match="account file is broken"):
+        with pytest.raises(TweetFileError, match="account file is broken"):
             read_account(path)
     else:
         assert read_account(path) == account
