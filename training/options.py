@@ -36,7 +36,8 @@ def invoke(command: Callable[..., Any], argv: Sequence[str], *, prog: str, epilo
         TrainingError: an option has no value; or what the command raises.
     """
     app = typer.Typer(add_completion=False)
-    text = (inspect.getdoc(command) or "").partition("\n\nRaises:")[0]
+    paragraphs = (inspect.getdoc(command) or "").partition("\n\nRaises:")[0].split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     settings = {"help_option_names": ["-h", "--help"]}
     app.command(help=text, epilog=epilog, context_settings=settings)(command)
     built = get_command(app)
@@ -46,10 +47,11 @@ def invoke(command: Callable[..., Any], argv: Sequence[str], *, prog: str, epilo
 
 def _check_values(params: Sequence[Any], argv: Sequence[str]) -> None:
     """Raise where an option follows in place of a value: click takes the option for the value."""
-    names = {name for param in params for name in (*param.opts, *param.secondary_opts)}
-    flags = {name for param in params if getattr(param, "is_flag", False) for name in param.opts}
+    options = [param for param in params if param.param_type_name == "option"]
+    names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    with_value = {name for option in options if not option.is_flag for name in option.opts}
     for option, value in pairwise(argv):
-        if option.startswith("-") and option in names - flags and value in names:
+        if option in with_value and value in names:
             raise TrainingError(f"{option} needs a value, found {value}")
 
 
@@ -66,14 +68,6 @@ def _joined(argv: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def _paths(joined: str) -> tuple[Path, ...]:
-    return tuple(map(Path, joined.split(_BETWEEN)))
-
-
-def _names(joined: str) -> tuple[str, ...]:
-    return tuple(joined.split(_BETWEEN))
 
 
 def several(joined: str) -> tuple[str, ...]:
@@ -93,11 +87,11 @@ def field_option(owner: type, name: str, *flags: str, panel: str, default: objec
     """
     attributes = (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     described = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE))
-    text = " ".join(described[name].split())
+    text = " ".join(described.get(name, "").split())  # nothing under `python -OO`
     kind = owner.__annotations__[name].partition(" ")[0]
     return typer.Option(
         *flags,
-        help=text[0].upper() + text[1:],
+        help=text[:1].upper() + text[1:],
         metavar={"int": "N", "float": "X", "bool": None}.get(kind, "NAME"),
         rich_help_panel=panel,
         show_default=True if default is None else str(default),

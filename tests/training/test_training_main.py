@@ -318,7 +318,8 @@ def test_options_change_only_what_they_name() -> None:
     assert job(*scratch).options.keep_best
     assert not job(*scratch, "--no-keep-best").options.keep_best
     assert not job(*scratch, "--eval-fraction", "0").options.keep_best
-    changed = job(*scratch, "--epochs", "3", "--num-layers", "2", "--schedule", "linear", "--no-tweets-apart")
+    options = ["--no-tweets-apart", "--epochs", "3", "--num-layers", "2", "--schedule", "linear"]
+    changed = job(*scratch, *options)
     assert changed.hyper_parameters == dataclasses.replace(
         SCRATCH, epochs=3, schedule="linear", tweets_apart=False
     )
