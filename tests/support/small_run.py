@@ -1,12 +1,8 @@
-"""A run that takes a second or two: a sample archive's tweets and a tiny model; and runs that die."""
+"""A run that takes a second or two: a sample archive's tweets and a tiny model."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ import numpy as np
 from training.corpus.cleaning import CleanedTweets, Counts, Texts
 from training.corpus.dataset import Dataset, make_dataset
 from training.corpus.text_store import TextStore
-from training.learning.presets import FINE_TUNING, HyperParameters, RunOptions, ScratchModel
+from training.learning.presets import HyperParameters, RunOptions, ScratchModel
 from training.sample.archive import sample_archive
 
 if TYPE_CHECKING:
@@ -70,67 +66,3 @@ def train(folder: Path, *, dataset: Dataset | None = None, **changes: Any) -> Tr
 
 
 FOUR_EVALUATIONS = RunOptions(num_evaluations=4, num_threads=1)
-
-
-def train_and_die(folder: Path, place: str) -> None:
-    """Train, in a process of its own, and kill it at the place that is named."""
-    import torch
-
-    from training.learning import finetune, trainer
-
-    def kill(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if place == "while it saves the optimizer":
-        saved = torch.save
-
-        def save(value: object, path: Any, *args: Any, **options: Any) -> None:
-            if "optimizer" in str(path) and "checkpoint-24" in str(path):
-                Path(path).write_bytes(b"half")
-                kill()
-            saved(value, path, *args, **options)
-
-        torch.save = save
-    elif place == "after training":
-        finetune.save = kill  # type: ignore[assignment]
-    else:
-        step = {"before anything is saved": 5, "in the middle": 30}[place]
-        begin = trainer.Milestones.on_step_end
-
-        def on_step_end(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            if state.global_step == step:
-                kill()
-            begin(self, args, state, control, **rest)
-
-        trainer.Milestones.on_step_end = on_step_end  # type: ignore[method-assign]
-    train(folder, options=FOUR_EVALUATIONS)
-
-
-def train_as_one_of_two(folder: Path, rank: int, port: int) -> None:
-    """Train as torchrun has a process do it, and leave its report beside the folder."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    report = train(folder, base=dataclasses.replace(TINY_MODEL, dropout=0.0))
-    folder.with_name(f"report-{rank}.json").write_text(json.dumps(dataclasses.asdict(report)))
-
-
-def valley(tried: HyperParameters, number: int = 0) -> float:
-    """Lowest at a rate of e^-9, 6 epochs and a linear schedule."""
-    return (
-        (math.log(tried.learning_rate) + 9) ** 2
-        + 0.1 * abs(tried.epochs - 6)
-        + (tried.schedule != "linear")
-        + tried.warmup_ratio
-    )
-
-
-def sweep_and_die(storage: Path, at: int) -> None:
-    """Search with the seed 5, in a process of its own, and kill it in the trial of a number."""
-    from training.learning.sweep import sweep
-
-    def objective(tried: HyperParameters, number: int) -> float:
-        if number == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return valley(tried)
-
-    sweep(objective, base=FINE_TUNING, num_trials=at + 1, seed=5, storage=storage)

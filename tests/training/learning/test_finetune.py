@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.processes import start
+from support.processes import start, train_and_die, train_as_one_of_two
 from support.small_run import (
     FOUR_EVALUATIONS,
     TINY_MODEL,
@@ -22,8 +22,6 @@ from support.small_run import (
     cleaned_of,
     small_dataset,
     train,
-    train_and_die,
-    train_as_one_of_two,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import start
-from support.small_run import sweep_and_die, valley
+from support.processes import start, sweep_and_die, valley
 
 from training.errors import DivergedError, TrainingError
 from training.learning.presets import FINE_TUNING, SCRATCH, HyperParameters
