@@ -21,6 +21,7 @@ from support.random_requests import END_OF_TEXT, V, random_request
 from support.waiting import TIMEOUT_S
 
 from hgt_infer import Generator, HgtInferError, SamplingParams
+from hgt_infer.pipeline import PipelineOptions
 
 
 class Endless(Seq[Any]):
@@ -75,7 +76,7 @@ ARGUMENTS: dict[str, list[str]] = {  # those that are no settings, texts or path
     "generate": ["progress"],
     "generate_iterable": ["in_order", "progress"],
     "score": ["stride", "progress"],
-    "__call__": list(Generator.__call__.__kwdefaults__),
+    "__call__": list(PipelineOptions.__annotations__),
 }
 
 

@@ -44,15 +44,16 @@ def test_the_examples_of_the_generator_run(
         exec(example(documented.__doc__).replace(HUB_ID, repr(str(artifact))), names)
 
 
-def test_every_file_of_the_readmes_tree_exists() -> None:
-    tree = (ROOT / "README.md").read_text().split("```\nhgt_infer/\n")[1].split("```")[0]
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folder = ROOT / "hgt_infer" if line.startswith("  ") else ROOT
-        assert (folder / name).exists(), name
-    documented = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
-    modules = {path.name for path in (ROOT / "hgt_infer").glob("*.py")} - {"__init__.py"}
-    assert modules <= documented
+@pytest.mark.parametrize("top", ["hgt_infer", "training", "benchmarks"])
+def test_the_tree_has_every_package_and_every_module_beside_them(top: str) -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```\nhgt_infer/\n")[1].split("```")[0]
+    parts = re.split(r"^(training|benchmarks|tests)/", "hgt_infer/" + tree, flags=re.MULTILINE)
+    own = parts[0] if top == "hgt_infer" else parts[parts.index(top) + 1]
+    folder = ROOT / top
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert packages <= set(own.split())
+    assert modules <= set(re.findall(r"\w+", own))
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,6 +18,7 @@ from support.paths import ROOT
 from hgt_infer import Generator, ParameterError, SamplingParams
 
 ray = pytest.importorskip("ray")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 from hgt_infer.distributed import build_deployment, generate_dataset, row_seed  # noqa: E402
 from hgt_infer.distributed import dataset as dataset_module  # noqa: E402
@@ -36,8 +37,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def rows() -> Any:
-    return ray.data.from_items([{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)])
+def rows(count: int = len(PROMPTS)) -> Any:
+    return ray.data.from_items([{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS[:count])])
 
 
 def by_id(dataset: Any) -> dict[int, dict[str, Any]]:
@@ -90,7 +91,7 @@ def test_a_run_goes_on_where_it_was(
     cluster: None, artifact: Path, expected: dict[int, list[str]], tmp_path: Path
 ) -> None:
     progress = tmp_path / "progress"
-    part = rows().filter(lambda row: row["id"] < 15)
+    part = rows(15)
     generate_dataset(part, artifact, PARAMS, seed=5, progress=progress, batch_size=5).take_all()
     files = set(progress.glob("*.parquet"))
     (progress / ".half.partial").write_bytes(b"PAR1")  # what a kill leaves
@@ -98,7 +99,7 @@ def test_a_run_goes_on_where_it_was(
     done = by_id(whole)
     assert {i: list(row["texts"]) for i, row in done.items()} == expected
     new = set(progress.glob("*.parquet")) - files
-    assert ray.data.read_parquet(sorted(map(str, new))).count() == len(PROMPTS) - 15
+    assert sum(parquet.read_metadata(path).num_rows for path in new) == len(PROMPTS) - 15
     with pytest.raises(ParameterError, match="progress of another run"):
         generate_dataset(rows(), artifact, PARAMS, seed=6, progress=progress)
 
