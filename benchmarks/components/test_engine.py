@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
+from hgt_infer.engine.batch import Batch, BatchOutput
 from hgt_infer.engine.device_worker import DeviceWorker
 from hgt_infer.engine.engine import Engine
 from hgt_infer.engine.output_text import OutputText
-from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
+from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Request, SequenceParams
 from hgt_infer.engine.sequence import Sequence as Sample
 

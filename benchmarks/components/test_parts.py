@@ -10,7 +10,7 @@ import pytest
 from benchmarks.measure.workloads import tweets
 from hgt_infer.artifact.folder import Artifact, read_artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
-from hgt_infer.engine.scheduler import Batch
+from hgt_infer.engine.batch import Batch
 from hgt_infer.engine.sequence import Sequence, SequenceParams
 from hgt_infer.runtime.device import CpuDevice
 from hgt_infer.runtime.runner import ModelRunner

@@ -8,7 +8,7 @@ from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.artifact.folder import Artifact
 from hgt_infer.cuda.device import CudaDevice
 from hgt_infer.cuda.slot_record import RECORD
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS
 from hgt_infer.runtime.model_session import ModelBuffers
 
 STAGED_TABLES = 16

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.cuda.slot_record import RECORD
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS
 from hgt_infer.errors import DeviceMemoryError
 from hgt_infer.runtime.kv_cache import KVCache
 

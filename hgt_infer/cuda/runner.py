@@ -22,7 +22,7 @@ from hgt_infer.cuda.sampler import Sampler
 from hgt_infer.cuda.slot_record import PROPOSED
 from hgt_infer.cuda.slots import DeviceSlots, Rows, is_sampled_on_host
 from hgt_infer.cuda.token_log import TokenLog
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch, BatchOutput
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.model_session import ModelSession, run_options
 from hgt_infer.sampling.host import sample_on_host

@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
+from hgt_infer.engine.batch import Batch, BatchOutput
+from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Request, Sequence
 
 

@@ -1,18 +1,13 @@
-"""Scheduler: which sequence of one device runs in which slot, and when; Batch: what a runner is told to run.
-
-It moves sequences and never sees an array.
-"""
+"""Scheduler: which sequence of one device runs in which slot, and when. It never sees an array."""
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy
 from hgt_infer.engine.cached_prompts import CachedPrompts
 from hgt_infer.engine.sequence import Request, Sequence
 from hgt_infer.engine.waiting_queue import WaitingQueue
-from hgt_infer.outputs import TokenLogprobs
 
 MAX_FED_TOKENS = 8
 """Longest prompt that is fed token by token beside running sequences on a CPU instead of being prefilled.
@@ -21,68 +16,6 @@ The prompt alone decides: a prefill's rounding differs from a step's, and a requ
 its company. On a CPU a prefill reads all the weights once more (14 to 19 ms for 3 to 8 tokens of GPT-2
 124M on 2 cores), a row more in a running batch costs about 1 ms.
 """
-
-MAX_PREFILL_TOKENS = 256
-"""Most tokens of one prefill run; a longer prompt takes several runs."""
-
-
-class Copy(NamedTuple):
-    """The first `length` cache positions of slot `source`, and its settings, go to slot `target`."""
-
-    source: int
-    target: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One run. A prefill only fills the cache (and scores prompts where asked); a step samples.
-
-    copies happen first, in order; then admitted sequences' settings are written.
-
-    Attributes:
-        sequences: of a prefill, in consecutive slots; of a step, all that run, in the order of their slots.
-        num_tokens: of each sequence of a prefill; 1 in a step.
-        admitted: sequences that got their slots since the batch before.
-        released: slots that lost their sequences since then and have none now.
-    """
-
-    sequences: list[Sequence]
-    num_tokens: int
-    is_prefill: bool
-    copies: list[Copy]
-    admitted: list[Sequence]
-    released: list[int] = field(default_factory=list)
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether it is a prefill that reports log-probabilities of prompts."""
-        return self.is_prefill and any(sequence.scores_prompt for sequence in self.sequences)
-
-
-@dataclass(slots=True)
-class BatchOutput:
-    """What a run gave.
-
-    Attributes:
-        new_tokens: output tokens of sequences, as many as each has grown by since it was last listed; an
-            empty list where a token of its prompt was computed. A runner may leave out sequences as long
-            as they can neither end nor stream.
-        num_sampled: output tokens that the run drew, those of sequences left out included.
-        num_fed: prompt tokens that a step computed.
-        num_steps: how many steps the run had.
-        num_wasted: rows, over all steps, that ran on behind the end of their sequences.
-        logprobs, prompt_logprobs, errors: of the sequences that asked for them, or that failed.
-    """
-
-    new_tokens: list[tuple[Sequence, list[int]]] = field(default_factory=list)
-    num_sampled: int = 0
-    num_fed: int = 0
-    num_steps: int = 1
-    num_wasted: int = 0
-    logprobs: list[tuple[Sequence, TokenLogprobs]] = field(default_factory=list)
-    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs]]] = field(default_factory=list)
-    errors: list[tuple[Sequence, BaseException]] = field(default_factory=list)
 
 
 class Scheduler:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.artifact.folder import Artifact
-from hgt_infer.engine.scheduler import Batch
+from hgt_infer.engine.batch import Batch
 from hgt_infer.engine.sequence import Sequence as RunningSequence
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ModelFormatError

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgt_infer.artifact.folder import Artifact
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.device import CpuDevice, Device, DeviceArray
 from hgt_infer.runtime.model_session import ModelBuffers, ModelSession

@@ -32,7 +32,7 @@ from support.fake_cuda import FakeCudaDevice
 from support.kernel_runner import run_eager
 
 from hgt_infer.artifact.folder import Artifact
-from hgt_infer.engine.scheduler import Batch
+from hgt_infer.engine.batch import Batch
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ParameterError
 from hgt_infer.export import export_checkpoint

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cache_model import CacheModel, sampled, tokens_of
 
-from hgt_infer.engine.scheduler import (
-    MAX_FED_TOKENS,
-    Batch,
-    BatchOutput,
-    Copy,
-    Scheduler,
-)
+from hgt_infer.engine.batch import Batch, BatchOutput, Copy
+from hgt_infer.engine.scheduler import MAX_FED_TOKENS, Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.engine.waiting_queue import WaitingQueue
 

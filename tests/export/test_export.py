@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 
 from hgt_infer import ModelFormatError, ParameterError
 from hgt_infer.artifact.folder import read_artifact
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch
 from hgt_infer.engine.sequence import Sequence, SequenceParams
 from hgt_infer.export import build_graph, export_checkpoint
 from hgt_infer.export.checkpoint import read_checkpoint

@@ -10,7 +10,8 @@ import pytest
 from support.fake_cuda import FakeCudaDevice
 
 from hgt_infer.artifact.folder import Artifact, read_artifact
-from hgt_infer.engine.scheduler import Batch, BatchOutput, Scheduler
+from hgt_infer.engine.batch import Batch, BatchOutput
+from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.engine.waiting_queue import WaitingQueue
 from hgt_infer.runtime.device import CpuDevice, Device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hgt_infer.engine.scheduler import MAX_PREFILL_TOKENS, Batch, BatchOutput
+from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch, BatchOutput
 from hgt_infer.engine.sequence import Sequence
 
 

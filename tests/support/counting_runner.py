@@ -9,8 +9,8 @@ from typing import Any
 
 from support.cache_model import CacheModel, sampled
 
+from hgt_infer.engine.batch import Batch, BatchOutput
 from hgt_infer.engine.engine import Engine
-from hgt_infer.engine.scheduler import Batch, BatchOutput
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.requests.submission import run
 

@@ -12,7 +12,8 @@ from support.kernel_rows import Rows
 
 from hgt_infer.artifact.folder import Artifact
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
-from hgt_infer.engine.scheduler import BatchOutput, Scheduler
+from hgt_infer.engine.batch import BatchOutput
+from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.device import CpuDevice
 from hgt_infer.runtime.runner import ModelRunner
