@@ -1,1 +1,1 @@
-"""How fast hgt_infer is beside plain transformers on the same machine: `python -m pytest benchmarks`."""
+"""How fast hgt_infer is beside plain transformers on the same machine: `python -m benchmarks run`."""

@@ -1,4 +1,4 @@
-"""The suite's command line: run it, make a report of its result, compare two results."""
+"""The command line: run the suite, report and compare its results; quality, offline and service by themselves."""
 
 from __future__ import annotations
 

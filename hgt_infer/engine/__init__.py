@@ -1,4 +1,4 @@
 """The waiting queue, the slots, one step, the ends of sequences, statistics.
 
-Nothing here sees an array or a device.
+Nothing here sees an array; a device is known by its runner, a protocol.
 """

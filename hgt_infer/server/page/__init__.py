@@ -1,4 +1,4 @@
-"""The page to try a service on: its HTML with an input for each setting, its style and its script."""
+"""The page to try a service on: its HTML with inputs for some settings, its style and its script."""
 
 from __future__ import annotations
 
