@@ -1,4 +1,4 @@
-"""The command line: run the suite, report and compare its results; quality, offline and service by themselves."""
+"""The command line: run the suite, report and compare its results; quality, offline, service alone."""
 
 from __future__ import annotations
 

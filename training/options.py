@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from training.corpus.handles import UserFiles, check_users
 from training.errors import TrainingError
-from training.tweets.reading import read_account
+from training.tweets.account import read_account
 
 _SEVERAL = ("--tweets", "--report-to")  # options that take one value or more
 _BETWEEN = "\0"  # no argument of a process has it

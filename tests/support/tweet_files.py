@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.tweets.reading import Tweet, read_tweets
+from training.tweets.reading import read_tweets
+from training.tweets.tweet_records import Tweet
 
 PUBLIC = "https://www.w3.org/ns/activitystreams#Public"
 

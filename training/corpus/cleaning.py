@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from training.corpus.text_store import TextStore
 from training.errors import HyperParameterError
-from training.tweets.reading import Tweet
+from training.tweets.tweet_records import Tweet
 
 MIN_PLAIN_WORDS = 3
 # A link goes with the space before it or, where something else stands before it, the space after it.

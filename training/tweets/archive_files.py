@@ -1,18 +1,18 @@
 """Opens what a person downloaded: a file, an unpacked archive's folder, or a zip, as chunks of UTF-8.
 
-Also which files of an archive hold tweets. What the chunks say is told apart in `tweets`.
+It knows which files of an archive hold tweets. Which format a file has is told in `reading`.
 """
 
 from __future__ import annotations
 
 import codecs
-import io
 import lzma
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -69,8 +69,10 @@ def open_files(path: Path) -> Iterator[ArchiveFile]:
         path: a file of any format, the zip of an archive, or the folder that one was unpacked into.
 
     Raises:
-        TweetFileError: it does not exist or cannot be opened; a folder or zip without tweets, a broken or
-            encrypted zip, or one that would unpack to over 16 GiB or to over 200 times its size.
+        TweetFileError: it does not exist or cannot be opened.
+        TweetFileError: a folder or zip without tweets, a broken or encrypted zip, or one that would
+            unpack to over 16 GiB or to over 200 times its size; while the chunks are iterated, bytes that are
+            no text in the encoding that a byte order mark names, where that is not UTF-8.
     """
     if path.is_dir():
         members = _folder_members(path)
@@ -99,7 +101,7 @@ def read_members(path: Path, pattern: re.Pattern[str], max_bytes: int) -> Iterat
     """Read the files of an archive's folder or zip whose names match, each at most `max_bytes` long.
 
     Raises:
-        TweetFileError: as `open_files`; also where a file is longer.
+        TweetFileError, TweetFileError: as `open_files`; also where a file is longer.
     """
     if path.is_dir():
         for name, file in sorted(_folder_members(path).items()):
@@ -126,34 +128,6 @@ def tweet_members(names: Iterable[str]) -> list[str]:
     names = [name for name in names if not name.startswith("__MACOSX/")]
     found = [name for name in names if any(member.search(name) for member in _MEMBERS)]
     return sorted(found or filter(_CSV_MEMBER.search, names), key=_part_order)
-
-
-def split_lines(chunks: Iterable[bytes], name: str, max_bytes: int) -> Iterator[bytes]:
-    r"""Split chunks at their line feeds, which stay.
-
-    Raises:
-        TweetFileError: a line is longer than `max_bytes`.
-
-    >>> list(split_lines([b"one\ntw", b"o\n\nthree"], "file", 100))
-    [b'one\n', b'two\n', b'\n', b'three']
-    """
-    left: list[bytes] = []
-    num_left = num_lines = 0
-    for chunk in chunks:
-        lines = io.BytesIO(chunk).readlines()
-        if left and lines[0].endswith(b"\n"):
-            lines[0] = b"".join([*left, lines[0]])
-            left, num_left = [], 0
-        if not lines[-1].endswith(b"\n"):
-            left.append(lines.pop())
-            num_left += len(left[-1])
-            if num_left > max_bytes:
-                where = f"{name}: line {num_lines + len(lines) + 1}"
-                raise TweetFileError(f"{where} is longer than {max_bytes >> 20} MiB")
-        num_lines += len(lines)
-        yield from lines
-    if left:
-        yield b"".join(left)
 
 
 def _part_order(name: str) -> str:
@@ -260,15 +234,13 @@ def _bounded(read: Callable[[int], bytes], where: str, max_bytes: int) -> bytes:
 
 def _utf8(start: bytes, read: Callable[[int], bytes], name: str) -> Iterator[bytes]:
     encoding = next((wide for mark, wide in _WIDE.items() if start.startswith(mark)), None)
-    chunk = start.removeprefix(codecs.BOM_UTF8)
+    chunks = chain([start.removeprefix(codecs.BOM_UTF8)], iter(lambda: read(CHUNK_BYTES), b""))
     if encoding is None:
-        while chunk:
-            yield chunk
-            chunk = read(CHUNK_BYTES)
+        yield from filter(None, chunks)
         return
     decoder = codecs.getincrementaldecoder(encoding)()
     num_bytes = num_lines = 0
-    while True:
+    for chunk in chain(chunks, [b""]):
         try:
             text = decoder.decode(chunk, final=not chunk).encode()
         except UnicodeError as error:
@@ -280,6 +252,3 @@ def _utf8(start: bytes, read: Callable[[int], bytes], name: str) -> Iterator[byt
         num_lines += text.count(b"\n")
         if text:
             yield text
-        if not chunk:
-            return
-        chunk = read(CHUNK_BYTES)

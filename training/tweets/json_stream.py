@@ -1,6 +1,7 @@
 """JSON values one at a time out of a file of any length: of lists, lines, JavaScript, and lists in objects.
 
-A value is bounded, the file is not. What a value means is `tweet_records`' matter.
+A value is bounded, the file is not; what a value means is `tweet_records`' matter. No library does this:
+orjson and msgspec read whole texts, ijson tells no lines and crashes on some files (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -8,14 +9,12 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import orjson
 
 from training.errors import TweetFileError
-from training.tweets.archive_files import CHUNK_BYTES, split_lines
 
 MAX_VALUE_BYTES = 256 << 20
 # Members of an object that hold its records: they are read one by one, whatever their length.
@@ -23,18 +22,16 @@ STREAMED_LISTS = frozenset({"tweets", "orderedItems", "records"})
 
 # `window.YTD.tweets.part0 = [`, `window.YTD.tweet.part0 = [`, `Grailbird.data.tweets_2013_01 = [`
 ASSIGNMENT = re.compile(r"[A-Za-z_$][\w$.]*\s*=\s*(?=[\[{])")
-_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
-_COMMA = re.compile(r"\s*,\s*")
-# From one element of a list to the first field name of the next.
-_SEPARATOR = re.compile(r'\s*,\s*\{\s*"[^"\\]*"')
-
-
-class _NotANumberError(ValueError):
-    """NaN and Infinity, which JSON has not."""
+# So far a separator is looked for that ends a value.
+LOOK_AHEAD_BYTES = 1 << 20
+_MAX_ASSIGNMENT_BYTES = 4096
+_WHITE_SPACE = re.compile(rb"[ \t\r\n]*")
+# From the end of one element of a list to the first field name of the next.
+_SEPARATOR = re.compile(rb'\s*,\s*\{\s*"[^"\\]*"')
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _NotANumberError(name)
+    raise ValueError(f"{name} is no number of JSON")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -47,11 +44,14 @@ class JsonValues:
     object that a file starts with. Any other object is a record itself, wherever its lines end.
 
     Args:
-        chunks: the file's UTF-8.
+        chunks: the file's UTF-8, in pieces of any length but 0.
         name: what errors call the file.
 
+    Attributes:
+        line: the line, from 1, that the value given last starts in.
+
     Raises:
-        TweetFileError: while iterating; broken JSON, with its line; a value of over 256 MiB.
+        TweetFileError: while iterating; broken JSON or UTF-8, with its line; a value of over 256 MiB.
 
     >>> list(JsonValues([b'[{"a": 1}, ', b'{"a": 2}]'], "file"))
     [{'a': 1}, {'a': 2}]
@@ -61,236 +61,196 @@ class JsonValues:
 
     def __init__(self, chunks: Iterable[bytes], name: str) -> None:
         self.name = name
+        self.line = 1
         self._chunks = iter(chunks)
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._text = ""  # a window on the file
+        self._text = b""  # a window on the file
         self._position = 0  # in the window, of what comes next
-        self._ended = False
-        self._num_bytes = 0  # before the next chunk
-        self._lines_before = 0  # before the window
-        self._dropped = 0  # characters before the window
-        self._start = 0  # in the window, of the value given last, or of the batch that it is in
-        self._index = 0  # of that value in its batch
-        self._singly_until = 0  # in the window: no batches before this
-        self._object_line: int | None = None
-
-    @property
-    def line(self) -> int:
-        """The line, from 1, that the value given last starts in."""
-        if self._object_line is not None:
-            return self._object_line
-        position = self._start
-        for _ in range(self._index):
-            _, position = _DECODER.raw_decode(self._text, position)
-            comma = _COMMA.match(self._text, position)
-            position = comma.end() if comma else position
-        return self._line_at(position)
+        self._dropped = 0  # bytes before the window
+        self._counted = 0  # in the window: up to here its lines are counted
+        self._num_lines = 0  # before that place
+        self._ended = False  # nothing comes behind the window
 
     def __iter__(self) -> Iterator[object]:
-        lines_are_values = True
+        is_first = True
         while character := self._peek():
-            if character == "[":
+            if character == b"[":
                 yield from self._elements()
-            elif character == "{":
-                yield from self._object()
-                if lines_are_values:
-                    yield from self._lines()
-                    lines_are_values = False
-            elif character == ";":
+            elif character == b"{":
+                if is_first:
+                    yield from self._object()
+                else:
+                    yield self._value()
+                is_first = False
+                self._peek()
+                yield from self._values_before(b"\n", 1)
+            elif character == b";":
                 self._position += 1
-            elif assignment := ASSIGNMENT.match(self._text, self._position):
-                self._position = assignment.end()
-            else:
+            elif assignment := ASSIGNMENT.match(self._decoded(self._position, _MAX_ASSIGNMENT_BYTES)):
+                self._position += len(assignment[0].encode())
+            elif len(self._text) - self._position > _MAX_ASSIGNMENT_BYTES or not self._more():
                 self._fail("expected `[` or `{`", self._position)
 
-    def _line_at(self, position: int) -> int:
-        return self._lines_before + 1 + self._text.count("\n", 0, position)
+    def _elements(self) -> Iterator[object]:
+        self._position += 1
+        closes = self._peek() == b"]"
+        while not closes:
+            yield self._value()
+            separator = _SEPARATOR.match(self._text, self._position)
+            closes = self._closes(b"]")
+            if separator:
+                yield from self._values_before(separator[0], separator[0].index(b"{"))
+        self._position += 1
 
-    def _peek(self) -> str:
+    def _object(self) -> Iterator[object]:
+        line, start = self._line_at(self._position), self._dropped + self._position
+        members: dict[object, object] = {}
+        is_streamed = False
+        self._position += 1
+        closes = self._peek() == b"}"
+        while not closes:
+            if self._peek() != b'"':
+                self._fail("Expecting a field name in double quotes", self._position)
+            key = self._value()
+            if self._peek() != b":":
+                self._fail("Expecting ':'", self._position)
+            self._position += 1
+            if self._peek() == b"[" and key in STREAMED_LISTS:
+                is_streamed = True
+                yield from self._elements()
+            else:
+                members[key] = self._value()
+                if self._dropped + self._position - start > MAX_VALUE_BYTES and not is_streamed:
+                    self._fail_of_length(line)
+            closes = self._closes(b"}")
+        self._position += 1
+        if not is_streamed:
+            self.line = line
+            yield members
+
+    def _closes(self, bracket: bytes) -> bool:
+        """Go to the bracket and return True, or past the comma before another element and return False."""
+        character = self._peek()
+        if character == bracket:
+            return True
+        if character != b",":
+            self._fail(f"Expecting ',' or '{bracket.decode()}'", self._position)
+        self._position += 1
+        self._peek()
+        return False
+
+    def _values_before(self, separator: bytes, num_skipped: int) -> Iterator[object]:
+        """Give the values that a separator ends and orjson reads, which is several times as fast as `_value`.
+
+        Args:
+            separator: one that probably ends the next value, and those behind it.
+            num_skipped: how many of its bytes are no part of the value behind it.
+        """
+        self._count_lines(self._position)
+        has_one_line = separator == b"\n"
+        text = self._text
+        while True:
+            start = self._position
+            end = text.find(separator, start, start + LOOK_AHEAD_BYTES)
+            if end < 0:
+                if len(text) - start >= LOOK_AHEAD_BYTES or not self._more():
+                    return
+                text = self._text
+                continue
+            try:
+                value = orjson.loads(text[start:end])
+            except ValueError:  # the separator is inside of the value, or the value has half an emoji
+                return
+            self.line = self._num_lines + 1
+            self._position = self._counted = end = end + num_skipped
+            self._num_lines += 1 if has_one_line else text.count(b"\n", start, end)
+            yield value
+
+    def _value(self) -> object:
+        """Return the value that starts here, whatever comes behind it, and go to its end."""
+        self._count_lines(self._position)
+        self.line = self._num_lines + 1
+        num_bytes = 4096
+        while True:
+            text = self._decoded(self._position, num_bytes)
+            try:
+                value, end = _DECODER.raw_decode(text)
+                problem, is_cut = "", end == len(text)  # a number may go on
+            except json.JSONDecodeError as error:
+                # A value that is cut fails at the text's end, or for a string that started before.
+                problem, end = error.msg, error.pos
+                is_cut = problem.startswith("Unterminated") or end > len(text) - 16
+            except RecursionError:
+                problem, end, is_cut = "nested too deeply", 0, False
+            except ValueError as error:  # NaN, Infinity, or an integer of over 4,300 digits
+                problem, end, is_cut = str(error).partition(";")[0], 0, False
+            if is_cut and (self._position + num_bytes < len(self._text) or self._more()):
+                num_bytes *= 2
+                continue
+            end = self._position + len(text[:end].encode())
+            if problem:
+                self._fail(problem, end)
+            self._position = end
+            return value
+
+    def _peek(self) -> bytes:
         """Go to the next character that is no white space, and return it; empty at the end."""
         while True:
             match = _WHITE_SPACE.match(self._text, self._position)
             assert match is not None  # it may be empty
             self._position = match.end()
             if self._position < len(self._text):
-                return self._text[self._position]
+                return self._text[self._position : self._position + 1]
             if not self._more():
-                return ""
+                return b""
 
     def _more(self) -> bool:
-        """Lengthen the window, at least to twice what is left in it; False at the end of the file."""
-        if self._ended:
-            return False
+        """Drop what was read from the window, and double the rest at least; False at the end of the file."""
         left = self._text[self._position :]
         if len(left) > MAX_VALUE_BYTES:
-            line = self._line_at(self._position)
-            raise TweetFileError(
-                f"{self.name}: a value of more than {MAX_VALUE_BYTES >> 20} MiB at line {line}; "
-                "expected a bracket or quote that closes it before"
-            )
-        self._lines_before += self._text.count("\n", 0, self._position)
-        self._dropped += self._position
-        self._singly_until -= self._position
-        self._position = 0
+            self._fail_of_length(self._line_at(self._position))
         parts, num_new = [left], 0
-        while num_new < max(len(left), CHUNK_BYTES) and not self._ended:
-            chunk = next(self._chunks, b"")
-            self._ended = not chunk
-            try:
-                parts.append(self._decoder.decode(chunk, final=self._ended))
-            except UnicodeDecodeError as error:
-                line_before = self._lines_before + sum(part.count("\n") for part in parts)
-                self._fail_decoding(error, line_before)
-            self._num_bytes += len(chunk)
-            num_new += len(parts[-1])
-        self._text = "".join(parts)
-        return num_new > 0
-
-    def _value(self) -> object:
-        """Return the value that starts here, and go to its end."""
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
-            except json.JSONDecodeError as error:
-                # A value that the window cuts fails at the window's end, or for a string that started before.
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
-                if not (cut and self._more()):
-                    self._fail(error.msg, error.pos)
-            except RecursionError:
-                self._fail("nested too deeply", self._position)
-            except _NotANumberError as error:
-                self._fail(f"{error} is no number of JSON", self._text.find(str(error), self._position))
-            except ValueError:  # an integer of over 4,300 digits
-                self._fail("a number of too many digits", self._position)
-            else:
-                # A number may go on behind the window.
-                if end < len(self._text) or not self._more():
-                    self._start, self._index, self._position = self._position, 0, end
-                    return value
-
-    def _elements(self) -> Iterator[object]:
-        self._position += 1
-        if self._peek() == "]":
-            self._position += 1
-            return
-        separator: str | None = None
-        while True:
-            self._peek()
-            if separator is not None and (yield from self._batch(separator)) and self._more():
-                continue
-            self._peek()
-            yield self._value()
-            if separator is None and (match := _SEPARATOR.match(self._text, self._position)):
-                separator = match[0]
-            character = self._peek()
-            if character not in (",", "]"):
-                self._fail("Expecting ',' or ']'", self._position)
-            self._position += 1
-            if character == "]":
-                return
-
-    def _batch(self, separator: str) -> Generator[object, None, bool]:
-        """Give all elements before the window's last separator at once: orjson reads whole texts only.
-
-        If that separator is inside of an element, the text before it is no sequence of values, and nothing is
-        given: False.
-        """
-        start = self._position
-        if start < self._singly_until:
+        while num_new <= len(left) and (chunk := next(self._chunks, b"")):
+            parts.append(chunk)
+            num_new += len(chunk)
+        if not num_new:
+            self._ended = True
             return False
-        cut = self._text.rfind(separator, start)
-        if cut <= start:
-            self._singly_until = len(self._text)
-            return False
-        try:
-            batch = orjson.loads(f"[{self._text[start:cut]}]")
-        except ValueError:  # UnicodeEncodeError, too
-            self._singly_until = cut
-            return False
-        self._start, self._position = start, self._text.index(",", cut) + 1
-        for self._index, value in enumerate(batch):
-            yield value
+        self._count_lines(self._position)
+        self._dropped += self._position
+        self._text, self._position, self._counted = b"".join(parts), 0, 0
         return True
 
-    def _object(self) -> Iterator[object]:
-        line = self._line_at(self._position)
-        start = self._dropped + self._position
-        self._position += 1
-        members: dict[object, object] = {}
-        is_streamed = False
-        closes = self._peek() == "}"
-        while not closes:
-            if self._peek() != '"':
-                self._fail("Expecting a field name in double quotes", self._position)
-            key = self._value()
-            if self._peek() != ":":
-                self._fail("Expecting ':'", self._position)
-            self._position += 1
-            if self._peek() == "[" and key in STREAMED_LISTS:
-                is_streamed = True
-                yield from self._elements()
-            else:
-                members[key] = self._value()
-                if self._dropped + self._position - start > MAX_VALUE_BYTES and not is_streamed:
-                    raise TweetFileError(
-                        f"{self.name}: an object of more than {MAX_VALUE_BYTES >> 20} MiB at line {line}"
-                    )
-            closes = self._peek() == "}"
-            if not closes:
-                if self._peek() != ",":
-                    self._fail("Expecting ',' or '}'", self._position)
-                self._position += 1
-        self._position += 1
-        if not is_streamed:
-            self._object_line = line
-            yield members
-            self._object_line = None
+    def _decoded(self, start: int, num_bytes: int) -> str:
+        """Return a part of the window as text, without a character that is cut at its end."""
+        end = start + num_bytes
+        is_last = self._ended and end >= len(self._text)
+        try:
+            return codecs.utf_8_decode(self._text[start:end], "strict", is_last)[0]
+        except UnicodeDecodeError as error:
+            position = start + error.start
+            raise TweetFileError(
+                f"{self.name}: expected UTF-8 text, found byte 0x{self._text[position]:02x} in line "
+                f"{self._line_at(position)} at offset {self._dropped + position}"
+            ) from error
 
-    def _lines(self) -> Iterator[object]:
-        """Give a value a line, up to the first line that is none; the window starts there then."""
-        left = self._text[self._position :].encode() + self._decoder.getstate()[0]
-        self._object_line = self._line_at(self._position)
-        self._decoder.reset()
-        self._num_bytes -= len(left)
-        self._dropped += self._position
-        self._text, self._position, self._start, self._index, self._singly_until = "", 0, 0, 0, 0
-        lines = split_lines(chain([left] if left else [], self._chunks), self.name, MAX_VALUE_BYTES)
-        self._ended = True
-        for line in lines:
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                if line.strip():
-                    try:  # it takes what orjson does not: half an emoji, for one
-                        value = _DECODER.decode(line.decode())
-                    except (ValueError, RecursionError):
-                        self._lines_before = self._object_line - 1
-                        self._chunks, self._ended = chain([line], lines), False
-                        break
-                    yield value
-            else:
-                yield value
-            self._object_line += 1
-            self._num_bytes += len(line)
-        self._object_line = None
+    def _count_lines(self, position: int) -> None:
+        self._num_lines = self._line_at(position) - 1
+        self._counted = position
+
+    def _line_at(self, position: int) -> int:
+        return self._num_lines + 1 + self._text.count(b"\n", self._counted, position)
 
     def _fail(self, problem: str, position: int) -> NoReturn:
-        line = self._line_at(position)
-        column = position - self._text.rfind("\n", 0, position)
-        found = self._text[position : position + 60]
+        found = self._decoded(position, 240)[:60]
+        line_start = self._text.rfind(b"\n", 0, position) + 1
+        column = len(self._text[line_start:position].decode(errors="replace")) + 1
         raise TweetFileError(
-            f"{self.name}: broken JSON; {problem} at line {line} column {column}, found {quote(found)}"
+            f"{self.name}: broken JSON; {problem} at line {self._line_at(position)} column {column}, "
+            f"found {found!r}"
         )
 
-    def _fail_decoding(self, error: UnicodeDecodeError, lines_before: int) -> NoReturn:
-        before = error.object[: error.start]
-        num_bytes = self._num_bytes - len(self._decoder.getstate()[0])
+    def _fail_of_length(self, line: int) -> NoReturn:
         raise TweetFileError(
-            f"{self.name}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} in line "
-            f"{lines_before + 1 + before.count(10)} at offset {num_bytes + error.start}"
-        ) from error
-
-
-def quote(text: str) -> str:
-    """Return a text as errors show it: quoted, at most 60 characters."""
-    return repr(text if len(text) <= 60 else text[:59] + "…")
+            f"{self.name}: a value of more than {MAX_VALUE_BYTES >> 20} MiB at line {line}; "
+            "expected a bracket or quote that closes it before"
+        )

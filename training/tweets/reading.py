@@ -5,19 +5,15 @@ A format is told by what a file holds, never by its name. What is worth keeping 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from training.errors import (
-    TweetFileError,
-)
-from training.tweets.archive_files import ArchiveFile, open_files, read_members
+from training.errors import TweetFileError
+from training.tweets.archive_files import ArchiveFile, open_files
 from training.tweets.json_stream import ASSIGNMENT, MAX_VALUE_BYTES, STREAMED_LISTS, JsonValues
-from training.tweets.line_files import EXPECTED, csv_delimiter, csv_records, text_records
+from training.tweets.line_files import csv_columns, csv_records, text_records
 from training.tweets.post_records import (
     activity_author,
     bluesky_records,
@@ -25,21 +21,33 @@ from training.tweets.post_records import (
     read_activity,
     read_bluesky,
 )
-from training.tweets.tweet_records import Record, RecordError, Tweet, author_of, read_tweet, unwrap
+from training.tweets.tweet_records import (
+    DATE_FIELDS,
+    ID_FIELDS,
+    TEXT_FIELDS,
+    Record,
+    RecordError,
+    Tweet,
+    author_of,
+    read_tweet,
+    unwrap,
+)
 
-__all__ = ["Account", "Tweet", "read_account", "read_tweets"]
-
-MAX_ACCOUNT_BYTES = 1 << 20
+EXPECTED = (
+    "a tweet archive (tweets.js, its folder or zip), JSON, JSON lines, CSV with a column `full_text` or "
+    "`text`, an outbox.json, Bluesky's records, or plain text, a tweet a line"
+)
+_DELIMITERS = (",", ";", "\t")
+# Columns that make a first line a header even where the text is missing.
+_OTHER_COLUMNS = frozenset({*ID_FIELDS, *DATE_FIELDS, "user", "username", "screen_name", "source", "lang"})
+_COLUMN = re.compile(r"[\w.:/()#-][\w .:/()#-]{0,63}")
+# How broken JSON, JavaScript and web pages start; `[laughs]` starts a tweet.
+_CODE = re.compile(
+    rf"""\[\s*(?:[\[\]{{"]|-?\d|$) | \{{\s*(?:["'}}\[{{]|\w+\s*:|$) | "[^"]*"\s*: | <(?:!|\?|\w+[\s>])
+    | {ASSIGNMENT.pattern} | (?:window|Grailbird)\.[\w.]+ | (?:var|const|let)\s+\w+\s*=""",
+    re.VERBOSE,
+)
 _JSON = re.compile(r"""\[\s*(?:[\[\]{"]|-?\d|$)|\{\s*(?:["}]|$)|""" + ASSIGNMENT.pattern)
-_ACCOUNT_FILES = re.compile(r"(?:^|/)(?:account\.js|user_details\.js|actor\.json)$")
-_BEFORE_OBJECT = re.compile(r"^[^{]*\{", re.DOTALL)
-
-
-class Account(NamedTuple):
-    """Whose archive it is: user name without `@`, and display name, None where it is not told."""
-
-    handle: str
-    name: str | None
 
 
 def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator[Tweet]:
@@ -53,8 +61,10 @@ def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator
         handle: whose tweets they are, in any case of letters; those that name another author are left out.
 
     Raises:
-        TweetFileError: a file does not exist, cannot be opened, has none of the formats or is broken; at the
-            end, where no file holds a tweet, or all of them name other authors.
+        TweetFileError: a file does not exist or cannot be opened.
+        TweetFileError: a file has none of the formats, or is broken.
+        TweetFileError: at the end, where tweets were read and all of them name other authors.
+        TweetFileError: at the end, where no file holds a tweet.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -88,43 +98,6 @@ def read_tweets(paths: Sequence[Path], *, handle: str | None = None) -> Iterator
         raise TweetFileError(f"{names}: holds no tweets")
 
 
-def read_account(path: Path) -> Account | None:
-    """Read whose archive it is, from an archive's zip or folder; None for other files, and where none tells.
-
-    Raises:
-        TweetFileError: the file does not exist or cannot be opened; the zip is broken, or the file that
-            tells it.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "account.js")
-    ...     account = '{"account": {"username": "goose", "accountDisplayName": "Goose"}}'
-    ...     _ = path.write_text(f"window.YTD.account.part0 = [{account}]")
-    ...     read_account(Path(folder))
-    Account(handle='goose', name='Goose')
-    """
-    for content in read_members(path, _ACCOUNT_FILES, MAX_ACCOUNT_BYTES):
-        try:
-            text = content.decode("utf-8-sig")
-            start = _BEFORE_OBJECT.match(text)
-            record, _ = json.JSONDecoder().raw_decode(text, start.end() - 1 if start else 0)
-        except (ValueError, RecursionError) as error:
-            raise TweetFileError(f"{path}: its account file is broken ({error})") from error
-        if isinstance(record, dict):
-            record = record.get("account", record)
-        if isinstance(record, dict):
-            handle = _first_text(record, ("username", "screen_name", "preferredUsername"))
-            if handle:
-                return Account(handle, _first_text(record, ("accountDisplayName", "full_name", "name")))
-    return None
-
-
-def _first_text(record: dict[str, Any], fields: Sequence[str]) -> str | None:
-    return next(
-        (record[field] for field in fields if isinstance(record.get(field), str) and record[field]), None
-    )
-
-
 def _read_file(file: ArchiveFile) -> Iterator[tuple[Tweet, str | None]]:
     start = next(file.chunks, b"")
     while not start.strip() and len(start) < MAX_VALUE_BYTES and (chunk := next(file.chunks, b"")):
@@ -136,13 +109,36 @@ def _read_file(file: ArchiveFile) -> Iterator[tuple[Tweet, str | None]]:
     if _JSON.match(beginning):
         yield from _read_json(JsonValues(chunks, file.name))
         return
-    delimiter = csv_delimiter(start[: start.find(b"\n") + 1 or None], file.name)
-    if delimiter is None:
-        records = text_records(chunks, file.name)
-    else:
+    columns = start[: start.find(b"\n") + 1 or None].decode(errors="replace")
+    delimiter = _csv_delimiter(columns, file.name)
+    if delimiter is not None:
         records = csv_records(chunks, file.name, delimiter)
+    elif _CODE.match(first_line := beginning.strip().partition("\n")[0].rstrip()):
+        raise TweetFileError(f"{file.name}: expected {EXPECTED}; found {first_line[:60]!r}")
+    else:
+        records = text_records(chunks, file.name)
     for line, record in records:
         yield _checked(record, file.name, line)
+
+
+def _csv_delimiter(first_line: str, name: str) -> str | None:
+    r"""Return what separates the columns that a first line names, or None where it is no header.
+
+    Raises:
+        TweetFileError: it is a header without a column of texts.
+
+    >>> _csv_delimiter("id;full_text;lang\n", "file"), _csv_delimiter("Dear diary, no text today\n", "file")
+    (';', None)
+    """
+    for delimiter in _DELIMITERS:
+        columns = csv_columns(first_line, delimiter)
+        if not all(map(_COLUMN.fullmatch, columns)) or len(set(columns)) < len(columns):
+            continue
+        if any(field in columns for field in TEXT_FIELDS):
+            return delimiter
+        if len(columns) > 1 and _OTHER_COLUMNS.intersection(columns):
+            raise TweetFileError(f"{name}: expected {EXPECTED}; found {first_line[:60]!r}")
+    return None
 
 
 def _checked(record: Record, name: str, line: int) -> tuple[Tweet, str | None]:

@@ -20,7 +20,8 @@ from training.corpus.cleaning import (
 )
 from training.corpus.text_store import TextStore
 from training.errors import HyperParameterError
-from training.tweets.reading import Tweet, read_tweets
+from training.tweets.reading import read_tweets
+from training.tweets.tweet_records import Tweet
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from support.tweet_files import archive, texts, write
 
 from training.errors import TweetFileError
 from training.tweets import archive_files
-from training.tweets.archive_files import split_lines
 
 
 def record(text: str) -> dict[str, str]:
@@ -184,18 +183,3 @@ def test_utf_16_that_is_cut_within_a_character_is_named_with_its_line(tmp_path: 
     content = "one goose\ntwo 🪿".encode("utf-16")
     with pytest.raises(TweetFileError, match=r"expected UTF-16 .* line"):
         texts(write(tmp_path, content[:-2]))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_lines_do_not_depend_on_where_chunks_end(size: int) -> None:
-    content = b"one\n\ntwo\r\nthree\rfour\n\n\nfive"
-    chunks = [content[start : start + size] for start in range(0, len(content), size)]
-    assert list(split_lines(chunks, "file", 100)) == [
-        b"one\n", b"\n", b"two\r\n", b"three\rfour\n", b"\n", b"\n", b"five",
-    ]  # fmt: skip
-
-
-def test_a_line_that_never_ends_is_an_error() -> None:
-    chunks = iter(lambda: b"x" * 1024, b"")  # for ever
-    with pytest.raises(TweetFileError, match="file: line 1 is longer than 1 MiB"):
-        list(split_lines(chunks, "file", 1 << 20))

@@ -9,7 +9,7 @@ from support.tweet_files import PUBLIC, json_lines, read, texts, write
 
 from training.errors import TweetFileError
 from training.tweets.post_records import plain_text
-from training.tweets.reading import Tweet
+from training.tweets.tweet_records import Tweet
 
 ACTOR = "https://a.example/users/goose"
 
@@ -81,7 +81,7 @@ def test_notes_that_are_not_public_are_left_out(
     if is_read:
         assert texts(path) == ["fog"]
     else:
-        with pytest.raises(TweetFileError, match="no tweet"):
+        with pytest.raises(TweetFileError):
             read(path)
 
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from support.tweet_files import FORMATS, archive, json_lines, read, texts, write
 
 from training.errors import TweetFileError
-from training.tweets.reading import Account, Tweet, read_account, read_tweets
+from training.tweets.account import Account, read_account
+from training.tweets.reading import read_tweets
+from training.tweets.tweet_records import Tweet
 
 TWO: list[dict[str, Any]] = [
     {"id_str": "11", "full_text": "soup &amp; bread"},
