@@ -70,6 +70,8 @@ def _option(setting: Setting) -> inspect.Parameter:
     elif setting.default is None:
         kind |= None
     description = setting.description[:1].upper() + setting.description[1:]
+    if setting.name == "stop":
+        description += " May be repeated."
     option = typer.Option(*names, help=description, metavar=metavar, show_default=setting.name == "n")
     return inspect.Parameter(
         setting.name,
@@ -137,7 +139,7 @@ def generate(
     """Sample texts for prompts. What is not given is the checkpoint's own setting."""
     if prompts and file is not None:
         raise ParameterError("prompts come as arguments or out of --file, not both")
-    if stream and (len(prompts or ()) != 1 or params.n > 1 or as_json):
+    if stream and (len(prompts or ()) != 1 or max(params.n, params.best_of or 1) > 1 or as_json):
         raise ParameterError("--stream takes one prompt and -n 1, without --json")
     with ExitStack() as stack:
         texts: Iterable[str] = prompts or stack.enter_context(_lines(file))
@@ -223,8 +225,9 @@ def export(
     from hgt_infer.export import export_checkpoint
     from hgt_infer.opening import verification_device
 
-    with verification_device(precision) as device:
-        artifact = export_checkpoint(checkpoint, output, precision=precision, force=force, device=device)
+    artifact = export_checkpoint(
+        checkpoint, output, precision=precision, force=force, open_device=verification_device
+    )
     print(
         json.dumps({"path": str(artifact.path), "precision": artifact.precision})
         if as_json

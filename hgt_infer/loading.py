@@ -6,14 +6,12 @@ Checkpoints are exported once: the cache is keyed by their content. The export i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -29,12 +27,9 @@ from hgt_infer.artifact.folder import (
 from hgt_infer.cache_folder import cache_folder
 from hgt_infer.checks import shown
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
-from hgt_infer.runtime.device import Device
+from hgt_infer.runtime.device import OpenDevice, no_device
 
 logger = logging.getLogger(__name__)
-
-OpenDevice = Callable[[str], AbstractContextManager[Device | None]]
-"""Opens a device for the check of an export in a precision; gives None where there is none."""
 
 _TEXT_FILES = (
     "config.json",
@@ -61,17 +56,13 @@ _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_HUB_NAME}/)?{_HUB_NAME}", re.ASCII)
 
 
-def _no_device(precision: str) -> AbstractContextManager[Device | None]:
-    return contextlib.nullcontext()
-
-
 def load_artifact(
     model: str | os.PathLike[str],
     *,
     precision: str,
     or_of_artifact: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
-    open_device: OpenDevice = _no_device,
+    open_device: OpenDevice = no_device,
 ) -> Artifact:
     """Return the artifact of `model`, exported into the cache where it is not one yet.
 
@@ -87,7 +78,7 @@ def load_artifact(
         or_of_artifact: what an artifact folder may have instead.
         cache_dir: where exported checkpoints are kept; None for `$HGT_INFER_CACHE`, else
             `$XDG_CACHE_HOME/hgt_infer`, else `~/.cache/hgt_infer`.
-        open_device: called with `precision` where a checkpoint is exported, for `export_checkpoint`.
+        open_device: as in `export_checkpoint`.
 
     Raises:
         ParameterError: `precision` is unknown, or `model` is empty.
@@ -152,8 +143,7 @@ def _export_once(checkpoint: Path, precision: str, cache: Path, open_device: Ope
         for left_over in cache.glob(f".{key}.*.tmp"):  # of an export that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         logger.info("exporting %s in %s to %s", checkpoint, precision, entry)
-        with open_device(precision) as device:
-            return export_checkpoint(checkpoint, entry, precision=precision, device=device)
+        return export_checkpoint(checkpoint, entry, precision=precision, open_device=open_device)
 
 
 def _read_entry(entry: Path, precision: str) -> Artifact | None:

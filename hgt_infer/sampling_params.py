@@ -6,10 +6,10 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import islice
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hgt_infer.checks import (
     MAX_INTEGER,
@@ -35,9 +35,16 @@ MAX_TOKEN_IDS = 1 << 18  # more than any GPT-2's vocabulary
 MAX_STOP_STRINGS, MAX_STOP_STRING_CHARACTERS = 16, 256
 MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS = 1_024, 256
 
-Count = Annotated[int | None, Range(0, MAX_INTEGER)]
-Penalty = Annotated[float | None, Range(-2, 2)]
-Probability = Annotated[float | None, Range(0, 1, is_open=True)]
+_RANGE = "range"  # key of a number's Range in the metadata of its field
+
+
+def _within(low: float, high: float | None = None, *, is_open: bool = False) -> dict[str, Range]:
+    return {_RANGE: Range(low, high, is_open)}
+
+
+_COUNT, _LOGPROBS = _within(0, MAX_INTEGER), _within(0, MAX_LOGPROBS)
+_PENALTY, _REPETITION_PENALTY = _within(-2, 2), _within(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
+_PROBABILITY = _within(0, 1, is_open=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +56,8 @@ class SamplingParams:
 
     How many:
         n: samples for each prompt, 1 … 16,384.
-        best_of: samples that are drawn for each prompt, n … 16,384; None draws n. Returned are the n with
-            the highest mean log-probability per token, the best one first.
+        best_of: samples that are drawn for each prompt, n … 16,384 (n if not given); the n with the
+            highest mean log-probability per token are returned, the best one first.
         max_tokens: most tokens to generate, ≥ 1. Generation also ends where the context is full.
 
     Filters, in the order in which they are applied, transformers' own:
@@ -88,7 +95,7 @@ class SamplingParams:
 
     Random numbers:
         seed: makes samples repeatable, 0 … 2**64 - 1: the same prompt, settings and seed give the same
-            tokens, alone or in company. None draws one, which the output states.
+            tokens, alone or in company. One that is not given is drawn; the output states it.
 
     What is reported:
         logprobs: the log-probability of each sampled token, and of this many of the likeliest ones at its
@@ -106,30 +113,30 @@ class SamplingParams:
     hgt_infer.errors.ParameterError: temperature must be a finite number >= 0; got -1
     """
 
-    n: Annotated[int, Range(1, MAX_SAMPLES)] = 1
-    best_of: Annotated[int | None, Range(1, MAX_SAMPLES)] = None
-    max_tokens: Annotated[int | None, Range(1, MAX_INTEGER)] = None
+    n: int = field(default=1, metadata=_within(1, MAX_SAMPLES))
+    best_of: int | None = field(default=None, metadata=_within(1, MAX_SAMPLES))
+    max_tokens: int | None = field(default=None, metadata=_within(1, MAX_INTEGER))
     logit_bias: Mapping[int, float] | Collection[tuple[int, float]] | None = None
-    presence_penalty: Penalty = None
-    frequency_penalty: Penalty = None
+    presence_penalty: float | None = field(default=None, metadata=_PENALTY)
+    frequency_penalty: float | None = field(default=None, metadata=_PENALTY)
     allowed_token_ids: Collection[int] | None = None
-    repetition_penalty: Annotated[float | None, Range(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)] = None
-    no_repeat_ngram_size: Count = None
+    repetition_penalty: float | None = field(default=None, metadata=_REPETITION_PENALTY)
+    no_repeat_ngram_size: int | None = field(default=None, metadata=_COUNT)
     bad_words: Seq[str] | None = None
-    min_tokens: Count = None
+    min_tokens: int | None = field(default=None, metadata=_COUNT)
     logits_processor: Callable[[list[int], Any], Any] | None = None
-    temperature: Annotated[float | None, Range(0)] = None
-    top_k: Count = None
-    top_p: Probability = None
-    min_p: Annotated[float | None, Range(0, 1)] = None
-    typical_p: Probability = None
+    temperature: float | None = field(default=None, metadata=_within(0))
+    top_k: int | None = field(default=None, metadata=_COUNT)
+    top_p: float | None = field(default=None, metadata=_PROBABILITY)
+    min_p: float | None = field(default=None, metadata=_within(0, 1))
+    typical_p: float | None = field(default=None, metadata=_PROBABILITY)
     stop: str | Seq[str] | None = None
     stop_token_ids: Collection[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    seed: Annotated[int | None, Range(0, 2**64 - 1)] = None
-    logprobs: Annotated[int | None, Range(0, MAX_LOGPROBS)] = None
-    prompt_logprobs: Annotated[int | None, Range(0, MAX_LOGPROBS)] = None
+    seed: int | None = field(default=None, metadata=_within(0, 2**64 - 1))
+    logprobs: int | None = field(default=None, metadata=_LOGPROBS)
+    prompt_logprobs: int | None = field(default=None, metadata=_LOGPROBS)
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -140,11 +147,10 @@ class SamplingParams:
             if value is None and name != "n":
                 continue
             if is_integer:
-                put(name, check_int(name, value, int(allowed.low), int(allowed.high or 0)))
+                low = self.n if name == "best_of" else int(allowed.low)
+                put(name, check_int(name, value, low, int(allowed.high or 0)))
             else:
                 put(name, check_number(name, value, allowed))
-        if self.best_of is not None:
-            check_int("best_of", self.best_of, self.n, MAX_SAMPLES)
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}); got {self.min_tokens}"
@@ -203,15 +209,12 @@ def sampling_settings() -> dict[str, Setting]:
     )
     descriptions = {name: " ".join(text.split()) for name, text in described}
     found = {}
-    hints = get_type_hints(SamplingParams, include_extras=True)
-    for field in fields(SamplingParams):
-        hint, allowed = hints[field.name], None
-        if get_origin(hint) is Annotated:
-            hint, allowed = get_args(hint)
-            hint = float if float in get_args(hint) else int
-        found[field.name] = Setting(
-            field.name, hint, allowed, field.default, descriptions.get(field.name, "")
-        )
+    hints = get_type_hints(SamplingParams)
+    for one in fields(SamplingParams):
+        kind, allowed = hints[one.name], one.metadata.get(_RANGE)
+        if allowed is not None:
+            kind = float if float in get_args(kind) else int
+        found[one.name] = Setting(one.name, kind, allowed, one.default, descriptions.get(one.name, ""))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class CachedPrompts:
     """Prompts whose keys and values, those of the last token excepted, lie in slots.
@@ -29,6 +31,6 @@ class CachedPrompts:
         if prompt is not None:
             self._slots.setdefault(prompt, {})[slot] = None
 
-    def slots_of(self, prompt: tuple[int, ...]) -> list[int]:
-        """The slots that hold a prompt, the one that has held it longest first."""
-        return list(self._slots.get(prompt, ()))
+    def slots_of(self, prompt: tuple[int, ...]) -> Collection[int]:
+        """The slots that hold a prompt, the one that has held it longest first; a view, looked up in O(1)."""
+        return self._slots.get(prompt, {}).keys()

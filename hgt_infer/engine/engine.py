@@ -70,6 +70,8 @@ class Engine:
     def step(self, worker: DeviceWorker) -> None:
         """Schedule a batch, launch it, collect what is due, and publish the results."""
         with self._lock:
+            if self._end is not None:  # since it woke up
+                return
             self._drop_cancelled(worker)
             batch = worker.scheduler.schedule()  # admits waiting sequences to the free slots
             self._has_room.notify_all()
@@ -139,8 +141,10 @@ class Engine:
             for other in self.workers:
                 if other is not worker:
                     other.cancelled.append(request)
+            num_cancelled = len(worker.scheduler.cancel(request))
             self._has_work.notify_all()
-            return len(worker.scheduler.cancel(request))
+            self._has_room.notify_all()
+            return num_cancelled
 
     def _fail_requests(self, worker: DeviceWorker, reason: str, cause: BaseException | None = None) -> None:
         """End the engine, and tell those whose sequences wait or run here; each device's thread does."""

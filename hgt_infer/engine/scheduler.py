@@ -104,7 +104,7 @@ class Scheduler:
         if sources and not sequence.scores_prompt:
             sequence.num_computed = len(prompt) - 1
             if slot not in sources:
-                copies.append(Copy(sources[0], slot, sequence.num_computed))
+                copies.append(Copy(next(iter(sources)), slot, sequence.num_computed))
         elif len(prompt) > self._max_fed_tokens or sequence.scores_prompt:
             if not self._joins_prefill(sequence, slot):
                 return False

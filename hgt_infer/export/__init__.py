@@ -26,7 +26,7 @@ from hgt_infer.export.decoder import Decoder
 from hgt_infer.export.int8_decoder import Int8Decoder
 from hgt_infer.export.sampling_graph import build_sampler
 from hgt_infer.export.verify import verify
-from hgt_infer.runtime.device import Device
+from hgt_infer.runtime.device import OpenDevice, no_device
 
 EXPORTER_VERSION = "6"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
@@ -38,7 +38,7 @@ def export_checkpoint(
     *,
     precision: str = "fp32",
     force: bool = False,
-    device: Device | None = None,
+    open_device: OpenDevice = no_device,
     is_verified: bool = True,
 ) -> Artifact:
     """Export a checkpoint folder, check the logits of the result, and only then save it.
@@ -48,8 +48,8 @@ def export_checkpoint(
         output: the artifact folder to write; it must not exist unless force replaces it.
         precision: "fp32" or "int8" for the CPU, "fp16" for CUDA.
         force: whether an existing artifact is replaced.
-        device: runs the model for the check, and is not closed. None is the CPU, on which fp16 does not run:
-            it is saved unchecked then, with a warning.
+        open_device: called with `precision` for the check, opens the device that runs the model. Where it
+            gives None, that is the CPU; fp16 does not run there: it is saved unchecked, with a warning.
         is_verified: whether the logits are compared with NumPy's at all.
 
     Raises:
@@ -64,7 +64,8 @@ def export_checkpoint(
         source.tokenizer.save(str(folder / "tokenizer.json"))
         write_metadata(folder, source.config, precision, source.generation_defaults)
         if is_verified:
-            verify(read_artifact(folder), source, device)
+            with open_device(precision) as device:
+                verify(read_artifact(folder), source, device)
     return read_artifact(output)
 
 

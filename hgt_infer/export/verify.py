@@ -62,7 +62,9 @@ def verify(artifact: Artifact, checkpoint: Checkpoint, device: Device | None = N
     """
     found = compare(artifact, numpy_logits(checkpoint), device)
     if found is None:
-        logger.warning("%s: fp16 runs on CUDA only, and there is no GPU here: not verified", artifact.path)
+        logger.warning(
+            "%s: fp16 runs on CUDA only, and no GPU was opened for the check: not verified", artifact.path
+        )
         return
     if not found.is_close:
         raise ModelFormatError(

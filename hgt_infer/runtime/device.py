@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,15 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free what was allocated; nothing of the device may be used afterwards. Twice is once."""
+
+
+OpenDevice = Callable[[str], AbstractContextManager[Device | None]]
+"""Opens a device that computes in a precision, for the time of a context; gives None where there is none."""
+
+
+def no_device(precision: str) -> AbstractContextManager[Device | None]:
+    """An OpenDevice that has none."""
+    return contextlib.nullcontext()
 
 
 class CpuArray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import hgt_infer
@@ -129,7 +129,7 @@ def create_app(
     async def page_file(name: str) -> Response:
         if name not in STATIC_FILES:
             raise RequestError(404, "no such page")
-        return Response((PAGE / name).read_bytes(), media_type=STATIC_FILES[name])
+        return FileResponse(PAGE / name, media_type=STATIC_FILES[name])
 
     _describe_errors(app)
     return app

@@ -28,7 +28,11 @@ def _field(setting: Setting) -> tuple[Any, Any]:
     allowed = setting.allowed
     options: dict[str, Any] = {"description": setting.description}
     if allowed is not None:
-        options |= {"gt" if allowed.is_open else "ge": allowed.low, "le": allowed.high}
+        options["gt" if allowed.is_open else "ge"] = allowed.low
+        if setting.type is int and allowed.high is not None:
+            options["lt"] = allowed.high + 1  # pydantic writes floats: 2**64 is one, 2**64 - 1 is none
+        else:
+            options["le"] = allowed.high
     default = DEFAULT_MAX_TOKENS if setting.name == "max_tokens" else setting.default
     kind = _JSON_TYPES.get(setting.name, setting.type)
     return (kind | None if setting.default is None else kind), Field(default, **options)

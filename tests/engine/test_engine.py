@@ -427,3 +427,23 @@ def test_a_sequence_whose_tokens_are_seen_late_ends_where_it_should() -> None:
     while worker.has_work:
         time.sleep(0.001)  # what is in flight behind the last end is collected too
     engine.close()
+
+
+def test_room_that_a_failed_request_leaves_is_given_to_who_waits_for_it() -> None:
+    runner = CountingRunner(1)
+    engine = Engine([DeviceWorker(runner, Scheduler(1))], max_queued_sequences=1)
+    failing = [make((1, 2)), make((1, 2))]
+    runner.row_errors = lambda sequence: ValueError("no") if sequence in failing else None
+    runner.gate.clear()
+    request, events = submit(engine, failing[0])
+    runner.wait_at_gate()
+    engine.submit(request, [failing[1]])  # the queue is full
+    found: list[Sequence] = []
+    waiting = threading.Thread(target=lambda: found.extend(finish(engine, make((3, 4)))), daemon=True)
+    waiting.start()
+    time.sleep(0.1)  # until it waits for room; where it does not yet, the test holds less
+    runner.gate.set()
+    waiting.join(TIMEOUT_S)
+    assert len(found) == 1
+    assert isinstance(events.get(timeout=TIMEOUT_S), ValueError)
+    engine.close()

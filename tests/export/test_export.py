@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -17,7 +18,7 @@ from support.checkpoints import write_checkpoint
 from support.fake_cuda import FakeCudaDevice
 from transformers import GPT2LMHeadModel
 
-from hgt_infer import ModelFormatError, ParameterError
+from hgt_infer import ModelFormatError, ModelNotFoundError, ParameterError
 from hgt_infer.artifact.folder import read_artifact
 from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch
 from hgt_infer.engine.sequence import Sequence, SequenceParams
@@ -123,9 +124,19 @@ def test_the_check_runs_on_the_device_that_is_given_and_leaves_it_open(
     """fp16's GPU is the caller's; a stand-in takes the fp32 graph."""
     device, closed = FakeCudaDevice(), []
     monkeypatch.setattr(device, "close", lambda: closed.append(True))
-    export_checkpoint(checkpoint, tmp_path / "artifact", device=device)
+    export_checkpoint(
+        checkpoint, tmp_path / "artifact", open_device=lambda precision: contextlib.nullcontext(device)
+    )
     assert "cudaMalloc" in device.cudart.calls
     assert not closed
+
+
+def test_no_device_is_opened_before_the_arguments_are_right(tmp_path: Path) -> None:
+    opened: list[str] = []
+    for output in (tmp_path / "artifact", tmp_path):
+        with pytest.raises((ModelNotFoundError, ParameterError)):
+            export_checkpoint(tmp_path / "none", output, precision="fp16", open_device=opened.append)  # type: ignore[arg-type]
+    assert not opened
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

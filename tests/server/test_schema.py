@@ -30,7 +30,8 @@ def test_a_setting_has_its_range_default_and_description(name: str) -> None:
     if setting.allowed is not None:
         schema = as_number(name)
         low = schema["exclusiveMinimum" if setting.allowed.is_open else "minimum"]
-        assert (low, schema.get("maximum")) == (setting.allowed.low, setting.allowed.high)
+        high = schema["exclusiveMaximum"] - 1 if setting.type is int else schema.get("maximum")
+        assert (low, int(high) if name == "seed" else high) == (setting.allowed.low, setting.allowed.high)
         assert schema["type"] == ("integer" if setting.type is int else "number")
 
 

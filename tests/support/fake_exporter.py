@@ -19,6 +19,7 @@ from hgt_infer.artifact.folder import (
 )
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError
 from hgt_infer.loading import load_artifact
+from hgt_infer.runtime.device import OpenDevice, no_device
 
 CONFIG = ModelConfig(
     n_layer=1, n_head=1, n_embd=4, n_inner=16, n_positions=8, vocab_size=9, layer_norm_epsilon=1e-5
@@ -57,9 +58,10 @@ class FakeExporter(types.ModuleType):
         *,
         precision: str = "fp32",
         force: bool = False,
-        device: object = None,
+        open_device: OpenDevice = no_device,
     ) -> Artifact:
-        self.device = device
+        with open_device(precision) as self.device:
+            pass
         with self.exported.open("a") as file:
             file.write(f"{precision}\n")
         source = Path(checkpoint)

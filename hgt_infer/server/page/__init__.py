@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 
 from hgt_infer.sampling_params import sampling_settings
 
-PAGE = files(__name__)
+PAGE = Path(__file__).parent
 STATIC_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 """Name → media type."""
 
