@@ -56,7 +56,8 @@ def run(checkpoint: Path, prompt: str, *, num_rounds: int, num_new_tokens: int) 
 
     texts = ours.generator(prompt, num_return_sequences=NUM_TWEETS, seed=SEED)
     print()
-    print(format_tweets([text["generated_text"] for text in texts], terminal_width()))
+    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    print(format_tweets([text["generated_text"] for text in texts], width))
 
     [output] = ours.generator.generate(prompt)
     workload = Workload(
@@ -131,10 +132,6 @@ def format_comparison(comparison: Comparison, num_threads: int) -> str:
     num_rounds = len(next(iter(comparison.seconds.values())))
     lines[-1] += f"   ({ratio.low:.1f} to {ratio.high:.1f} in {num_rounds} rounds)"
     return "\n".join(lines)
-
-
-def terminal_width() -> int:
-    return min(max(shutil.get_terminal_size().columns, 60), 100)
 
 
 def be_quiet() -> None:

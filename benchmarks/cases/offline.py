@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None
     environment = capture_environment()
     checkpoint = write_model(folder, config)
     Remote(name, checkpoint, folder / name).close()  # what is converted is not in the memory below
-    side = Remote(name, checkpoint, folder / name)
-    try:
+    with closing(Remote(name, checkpoint, folder / name)) as side:
         side.seconds(offline(min(num_prompts, 256)))
         before = side.memory_mb()
         workload = offline(num_prompts)
@@ -46,5 +46,3 @@ def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None
             "tokens_per_s": workload.num_tokens / seconds,
             "memory_mb": {"after 256 prompts": before, "after all": side.memory_mb()},
         }
-    finally:
-        side.close()

@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +61,11 @@ class Service:
         """Descriptors that are open."""
         return len([*Path(f"/proc/{self._process.pid}/fd").iterdir()])
 
-    def close(self) -> int:
-        """End it as an operator does, and return its status."""
+    def close(self) -> None:
+        """End it as an operator does."""
         self._process.terminate()
-        status = self._process.wait(timeout=60)
+        self._process.wait(timeout=60)
         self._drain.wait(timeout=60)
-        return status
-
-
-@contextmanager
-def started(model: Path, precision: str) -> Iterator[Service]:
-    service = Service(model, precision)
-    try:
-        yield service
-    finally:
-        service.close()
 
 
 def measure_overhead(
@@ -114,12 +104,9 @@ async def _closed_loop(
     bodies = iter(_bodies(workload))
 
     async def client() -> None:
-        connection = Client(service.host, service.port)
-        try:
+        with closing(Client(service.host, service.port)) as connection:
             for body in bodies:
                 await ask(connection, body)
-        finally:
-            connection.close()
 
     start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(NUM_CLIENTS)))
@@ -131,12 +118,8 @@ def measure_load(service: Service, workload: MixedWorkload, requests_per_s: floa
 
     async def one(body: dict[str, Any], at: float, start: float) -> Reply:
         await asyncio.sleep(start + at - time.perf_counter())
-        client = Client(service.host, service.port)
-        try:
-            reply = await client.stream(body)
-        finally:
-            client.close()
-        return reply
+        with closing(Client(service.host, service.port)) as client:
+            return await client.stream(body)
 
     async def run() -> list[Reply]:
         start = time.perf_counter()
@@ -169,11 +152,8 @@ async def _abuse(service: Service, body: dict[str, Any], num_clients: int, secon
     rng = random.Random(0)
 
     async def ask_once() -> str:
-        client = Client(service.host, service.port)
-        try:
+        with closing(Client(service.host, service.port)) as client:
             return (await client.stream(body)).text
-        finally:
-            client.close()
 
     expected = await ask_once()
     before = {"memory_mb": service.memory_mb(), "num_files": service.num_files()}
@@ -241,20 +221,17 @@ def run_service(
     """Measure everything of one backend, on GPT-2 124M of random weights or the config's model."""
     environment = capture_environment()
     checkpoint = write_model(folder, config)
-    side = Remote(name, checkpoint, folder / name)
     workload = tweets()
-    try:
-        with started(folder / name / "model", BACKENDS[name].precision) as service:
-            overhead = measure_overhead(
-                service, lambda: side.seconds(workload), workload, num_rounds=num_rounds
-            )
-            capacity = len(workload.prompts) / statistics.median(overhead["service, streams"]["seconds"])
-            return {
-                "environment": environment,
-                "backend": name,
-                "overhead": overhead,
-                "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},
-                "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s),
-            }
-    finally:
-        side.close()
+    with (
+        closing(Remote(name, checkpoint, folder / name)) as side,
+        closing(Service(folder / name / "model", BACKENDS[name].precision)) as service,
+    ):
+        overhead = measure_overhead(service, lambda: side.seconds(workload), workload, num_rounds=num_rounds)
+        capacity = len(workload.prompts) / statistics.median(overhead["service, streams"]["seconds"])
+        return {
+            "environment": environment,
+            "backend": name,
+            "overhead": overhead,
+            "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},
+            "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s),
+        }

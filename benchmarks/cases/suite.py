@@ -9,8 +9,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,10 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
     checkpoint = write_model(folder, config)
     for name in names:
         _prepare(name, checkpoint, folder)
-    with _started(names, checkpoint, folder) as sides:
+    with ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(closing(Remote(name, checkpoint, folder / name))) for name in names
+        }
         result = {
             "environment": environment,
             "bounds": bounds,
@@ -130,18 +133,6 @@ def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(model, ignore_errors=True)  # of another version of the exporter
     _say(f"{name}: preparing")
     Remote(name, checkpoint, folder / name).close()
-
-
-@contextmanager
-def _started(names: Sequence[str], checkpoint: Path, folder: Path) -> Iterator[dict[str, Remote]]:
-    sides: dict[str, Remote] = {}
-    try:
-        for name in names:
-            sides[name] = Remote(name, checkpoint, folder / name)
-        yield sides
-    finally:
-        for side in sides.values():
-            side.close()
 
 
 def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:

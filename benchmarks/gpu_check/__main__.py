@@ -11,12 +11,13 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.gpu_check.report import Report
-from benchmarks.gpu_check.worker import GO_ON, GRACE_S, OVER, UNAVAILABLE, Options, now_s
+from benchmarks.gpu_check.worker import GO_ON, GRACE_S, OVER, UNAVAILABLE, Options
 from benchmarks.measure.paths import REPOSITORY
 
 OUTPUT = REPOSITORY / "build" / "gpu_check"
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scale=scale_of(args.device, is_quick=args.quick),
         only=args.only,
         budget_s=args.budget,
-        start_s=now_s(),
+        start_s=time.monotonic(),
         output=str(OUTPUT),
     )
     return run(options)
@@ -104,11 +105,11 @@ def work(options: Options, path: Path) -> int:
             stacks = options.stacks.read_text(errors="replace") if options.stacks.exists() else ""
             if report is not None and report.running is not None:
                 report.end_step(ending_of(status, stacks), stacks=stacks)
-            elif report is None or report.num_done <= num_done:
+            elif report is None or len(report.done) <= num_done:
                 print(f"error: the worker ended with status {status} between steps", file=sys.stderr)
                 return 1
         report = Report.load(path)
-        num_done = report.num_done
+        num_done = len(report.done)
         if status == OVER or report.is_over:
             return 1 if report.has_failed else 0
         options = replace(options, is_next=True)
@@ -116,7 +117,7 @@ def work(options: Options, path: Path) -> int:
 
 def start_worker(options: Options) -> int:
     """Run a worker to its end; its exit status, negative for a signal."""
-    left_s = options.budget_s + GRACE_S + 30 - (now_s() - options.start_s)
+    left_s = options.budget_s + GRACE_S + 30 - (time.monotonic() - options.start_s)
     command = [sys.executable, "-m", "benchmarks.gpu_check.worker", json.dumps(asdict(options))]
     try:
         return subprocess.run(command, cwd=REPOSITORY, timeout=max(left_s, 1), check=False).returncode

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.engine import open_engine, run_all, samples
+from benchmarks.gpu_check.engine import open_engine, run_all
 from benchmarks.gpu_check.figures import agreement, chi_squared, compare_logits
 from benchmarks.gpu_check.placement import placement_of
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
@@ -161,16 +161,14 @@ def text_logits(
     return scores, [logits for processor in processors for logits in processor.logits]
 
 
-def mixed_params(number: int, num_tokens: int) -> SamplingParams:
-    """Settings of request `number`, its seed included."""
-    return fixed_length(num_tokens, seed=number, **MIXED_SETTINGS[number % len(MIXED_SETTINGS)])
-
-
 def mixed_requests(subject: Subject, count: int) -> tuple[list[str], list[SamplingParams]]:
     """Prompts of all lengths, fed and prefilled ones, with every kind of settings, 8 to 40 tokens each."""
     prompts = subject.prompts(count)
     prompts = [prompt * (1 + 5 * (number % 4)) for number, prompt in enumerate(prompts)]
-    return prompts, [mixed_params(number, 8 + number % 33) for number in range(count)]
+    return prompts, [
+        fixed_length(8 + number % 33, seed=number, **MIXED_SETTINGS[number % len(MIXED_SETTINGS)])
+        for number in range(count)
+    ]
 
 
 def check_alone(subject: Subject) -> Result:
@@ -208,7 +206,7 @@ def check_captured(subject: Subject) -> Result:
         sides = []
         for kind in KINDS:
             with open_engine(subject, kind, num_slots=num_slots, max_length=max_length) as made:
-                sides.append(run_all(made, samples(prompts, params)))
+                sides.append(run_all(made, prompts, params))
         for group in range(len(CAPTURED_SETTINGS)):
             rows = slice(group, None, len(CAPTURED_SETTINGS))
             found[f"{name}, {CAPTURED_SETTINGS[group]}"] = agreement(*(side[rows] for side in sides))

@@ -57,16 +57,12 @@ def open_engine(
             yield made
 
 
-def samples(prompts: TokenIds, params: Sequence[SequenceParams]) -> list[Sample]:
-    """A sequence for each prompt."""
-    return [
+def run_all(made: Engine, prompts: TokenIds, params: Sequence[SequenceParams]) -> TokenIds:
+    """Run a sequence for each prompt; their tokens in the same order."""
+    sequences = [
         Sample(prompt, settings, prompt_index=number)
         for number, (prompt, settings) in enumerate(zip(prompts, params, strict=True))
     ]
-
-
-def run_all(made: Engine, sequences: Sequence[Sample]) -> TokenIds:
-    """Run the sequences; their tokens in the same order."""
     finished = list(run(made, iter(sequences), max_in_flight=max(1, len(sequences))))
     finished.sort(key=lambda sequence: sequence.prompt_index)
     return [tuple(sequence.output_token_ids) for sequence in finished]

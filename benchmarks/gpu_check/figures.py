@@ -116,7 +116,8 @@ def _compare_rows(
     is_finite = np.isfinite(actual) & np.isfinite(reference)
     known = np.where(is_finite, reference, 0)
     difference = np.abs(np.where(is_finite, actual, 0) - known)
-    kl = _divergence(np.where(is_finite, reference, NEVER), np.where(is_finite, actual, NEVER))
+    p_log, q_log = (_log_softmax(np.where(is_finite, side, NEVER)) for side in (reference, actual))
+    kl = np.maximum((np.exp(p_log) * (p_log - q_log)).sum(axis=1), 0)
     return LogitsDifference(
         num_rows=len(actual),
         max_abs=float(difference.max()),
@@ -127,12 +128,6 @@ def _compare_rows(
         top1=float((actual.argmax(axis=1) == reference.argmax(axis=1)).mean()),
         num_not_finite=int((~is_finite & (actual != reference)).sum()),
     )
-
-
-def _divergence(p_logits: NDArray[np.float64], q_logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    p_log, q_log = _log_softmax(p_logits), _log_softmax(q_logits)
-    divergence: NDArray[np.float64] = np.maximum((np.exp(p_log) * (p_log - q_log)).sum(axis=1), 0)
-    return divergence
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

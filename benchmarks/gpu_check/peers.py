@@ -80,12 +80,6 @@ def transformers(subject: Subject) -> Iterator[GpuTransformers]:
             torch.cuda.empty_cache()
 
 
-def with_prompt_ids(generator: Generator, workload: MixedWorkload) -> MixedWorkload:
-    """The workload with the ids that hgt_infer runs, the checkpoint's prefix included."""
-    outputs = generator.generate(list(workload.prompts), fixed_length(1))
-    return replace(workload, prompt_token_ids=tuple(output.prompt_token_ids for output in outputs))
-
-
 def compare_peers(subject: Subject) -> Iterator[Result]:
     """The same greedy tokens first; then one request at a time, and tweets in static batches."""
     scale = subject.scale
@@ -93,7 +87,9 @@ def compare_peers(subject: Subject) -> Iterator[Result]:
         num_slots = TWEETS_SLOTS if subject.is_cuda else 16
         with subject.generator(num_slots=num_slots) as generator:
             ours = Ours(generator)
-            workload = with_prompt_ids(generator, subject.tweets_workload(scale.num_tweets))
+            workload = subject.tweets_workload(scale.num_tweets)
+            ids = generator.encode(workload.prompts)  # the checkpoint's prefix included
+            workload = replace(workload, prompt_token_ids=tuple(ids))
             yield check_gate(ours, theirs, workload.head(NUM_GATE_REQUESTS, max_tokens=40))
             ours.generate(workload)
             yield from compare_tweets(subject, ours, theirs, workload)
@@ -120,10 +116,8 @@ def check_gate(ours: Ours, theirs: GpuTransformers, workload: MixedWorkload) -> 
 def compare_one(subject: Subject, ours: Ours, theirs: GpuTransformers) -> Result:
     """One request at a time, in turns."""
     [prompt] = subject.prompts(1, length=4)
-    [output] = ours.generator.generate([prompt], fixed_length(1))
-    workload = Workload(
-        prompts=(prompt,), prompt_token_ids=(output.prompt_token_ids,), num_new_tokens=128, **SETTINGS
-    )
+    ids = tuple(ours.generator.encode(prompt))
+    workload = Workload(prompts=(prompt,), prompt_token_ids=ids, num_new_tokens=128, **SETTINGS)
     found = compare(ours, theirs, workload, num_rounds=min(3, subject.scale.num_rounds), num_warmups=1)
     says = (
         f"{found.tokens_per_s(ours.name):,.0f} beside {found.tokens_per_s(theirs.name):,.0f} tok/s, "

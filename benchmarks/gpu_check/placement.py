@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu_check.children import end_with_parent
@@ -78,7 +78,7 @@ def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
     placement = parse(process.stderr + process.stdout)
     if process.returncode != 0:
         error = process.stderr.strip().rpartition("\n")[2][:300] or f"exit {process.returncode}"
-        return Placement(placement.num_nodes, placement.nodes, placement.num_copies, error)
+        return replace(placement, error=error)
     return placement
 
 

@@ -88,6 +88,8 @@ class Report:
     Attributes:
         results: of all steps, in order.
         notes: what later steps need of earlier ones; kept in the file.
+        done: names of steps that are done or skipped.
+        running: the step that is not done yet.
         is_over: whether nothing more is to be started.
     """
 
@@ -106,8 +108,8 @@ class Report:
         self.seconds: dict[str, float] = {}
         self.notes: dict[str, Any] = {}
         self.is_over = False
-        self._done: list[str] = []
-        self._running: Step | None = None
+        self.done: list[str] = []
+        self.running: Step | None = None
         self._clock = clock
         self._start_s = clock() if start_s is None else start_s
         self._budget_s = budget_s
@@ -119,9 +121,9 @@ class Report:
         report = cls(path, record["environment"], budget_s=record["budget_s"], start_s=record["start_s"])
         report.results = [Result(**result) for result in record["results"]]
         report.seconds, report.notes = record["step_seconds"], record["notes"]
-        report._done, report.is_over = record["done"], record["is_over"]
+        report.done, report.is_over = record["done"], record["is_over"]
         if record["running"] is not None:
-            report._running = Step(run=lambda _: [], **record["running"])
+            report.running = Step(run=lambda _: [], **record["running"])
         return report
 
     @property
@@ -131,16 +133,6 @@ class Report:
     @property
     def has_failed(self) -> bool:
         return any(result.status == "failed" for result in self.results)
-
-    @property
-    def num_done(self) -> int:
-        """Steps that are done or skipped."""
-        return len(self._done)
-
-    @property
-    def running(self) -> Step | None:
-        """The step that is not done yet."""
-        return self._running
 
     def run(
         self, steps: Sequence[Step], subject: object, *, watch: Callable[[Step], None] | None = None
@@ -157,7 +149,7 @@ class Report:
         for step in steps:
             if self.is_over:
                 break
-            if step.name not in self._done:
+            if step.name not in self.done:
                 if watch is not None:
                     watch(step)
                 if self.run_step(step, subject):
@@ -173,10 +165,10 @@ class Report:
         if left_s < step.seconds:
             why = f"{max(left_s, 0):.0f} s of the time are left, and it takes {step.seconds:.0f}"
             self.add(Result(step.name, "skipped", says=why))
-            self._done.append(step.name)
+            self.done.append(step.name)
             return False
         print(f"[{start_s:5.1f} s] {step.name}", file=sys.stderr, flush=True)
-        self._running = step
+        self.running = step
         self.save()
         error = ""
         try:
@@ -197,14 +189,14 @@ class Report:
 
     def end_step(self, error: str, **values: Any) -> None:
         """Let the running step be done; an error is a result of it, with these values."""
-        step = self._running
+        step = self.running
         assert step is not None
         if error:
             self.add(
                 Result(step.name, "skipped" if step.is_optional else "failed", says=error, values=values)
             )
-        self._done.append(step.name)
-        self._running = None
+        self.done.append(step.name)
+        self.running = None
         if step.is_essential and self.has_failed:
             self.is_over = True
         self.save()
@@ -221,7 +213,7 @@ class Report:
         """Write the JSON; the one before it stays until this one is whole."""
         if self.path is None:
             return
-        step = self._running
+        step = self.running
         attributes = ("name", "seconds", "is_optional", "is_essential")
         record = {
             "environment": self.environment,
@@ -231,7 +223,7 @@ class Report:
             "is_over": self.is_over,
             "has_failed": self.has_failed,
             "running": step and {name: getattr(step, name) for name in attributes},
-            "done": self._done,
+            "done": self.done,
             "notes": self.notes,
             "step_seconds": self.seconds,
             "results": [vars(result) for result in self.results],

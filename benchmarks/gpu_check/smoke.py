@@ -47,18 +47,12 @@ def check_parts(tiny: Subject, size: str) -> Iterator[Result]:
         for name, cluster_sizes in (("one block", (1,)), ("clusters", (1, 2, 4, 8))):
             parts.open_sampler(name, cluster_sizes=cluster_sizes, temperature=0.0)
             parts.run(name)
-            chosen = PROPOSED - parts.read("token_ids")
-            yield check_choice(f"smoke: sampler, {name}", chosen, logits)
+            chosen, likeliest = (PROPOSED - parts.read("token_ids")).tolist(), logits.argmax(axis=1).tolist()
+            name, says = f"smoke: sampler, {name}", f"likeliest {likeliest}"
+            yield judged(name, chosen == likeliest, f"chose {chosen}", says)
 
 
 def check_values(name: str, logits: NDArray[np.floating], says: str) -> Result:
     """Logits are numbers, and not all of them zeros."""
     is_good = bool(np.isfinite(logits).all() and logits.any())
     return judged(name, is_good, "logits are numbers" if is_good else "logits are not numbers", says)
-
-
-def check_choice(name: str, chosen: NDArray[np.int32], logits: NDArray[np.floating]) -> Result:
-    """The sampler takes the likeliest token of each row."""
-    likeliest = logits.argmax(axis=1)
-    figure = f"chose {chosen.tolist()}"
-    return judged(name, chosen.tolist() == likeliest.tolist(), figure, f"likeliest {likeliest.tolist()}")

@@ -53,7 +53,7 @@ class Subject:
     device: str
     scale: Scale
     precision: str = ""
-    texts: Sequence[str] = field(default_factory=lambda: read_texts())
+    texts: Sequence[str] = field(default_factory=lambda: TEXTS.read_text(encoding="utf-8").splitlines())
     notes: dict[str, Any] = field(default_factory=dict)
     """What later steps need of earlier ones: `bandwidth`, `step_s` by rows, exports that failed."""
 
@@ -174,10 +174,8 @@ def subject_of(artifact_path: str, device: str) -> Subject:
 
 def _exporter_hash() -> str:
     """Of the source of what an export is made by."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(export.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sources = sorted(Path(export.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def fixed_length(num_tokens: int, **settings: Any) -> SamplingParams:
@@ -188,8 +186,3 @@ def fixed_length(num_tokens: int, **settings: Any) -> SamplingParams:
 def token_ids(outputs: Iterable[GenerationOutput]) -> TokenIds:
     """Of every sample, in the order of prompts and samples."""
     return [completion.token_ids for output in outputs for completion in output.completions]
-
-
-def read_texts(path: Path = TEXTS) -> list[str]:
-    """The texts of a file, one a line."""
-    return path.read_text(encoding="utf-8").splitlines()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_check.engine import open_engine, run_all, samples
+from benchmarks.gpu_check.engine import open_engine, run_all
 from benchmarks.gpu_check.replays import CONTEXT, Replay, step_parts
 from benchmarks.gpu_check.report import Result, Skipped, judged, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length
@@ -98,8 +98,7 @@ def _bound_s(subject: Subject, context_lengths: Sequence[int]) -> float | None:
 
 def time_decode(subject: Subject) -> Iterator[Result]:
     """Text to text with as many slots as requests: prompts of 4 letters, so that the mean context is 100."""
-    for batch_size in subject.scale.batch_sizes:
-        yield _decode(subject, batch_size)
+    return (_decode(subject, batch_size) for batch_size in subject.scale.batch_sizes)
 
 
 def _decode(subject: Subject, batch_size: int) -> Result:
@@ -159,11 +158,10 @@ def time_prompts(subject: Subject) -> list[Result]:
                         SequenceParams(max_tokens=num_new_tokens, seed=n, top_k=50)
                         for n in range(num_prompts)
                     ]
-                    run_all(made, samples(prompts, params))
+                    run_all(made, prompts, params)
 
                 run_once()
                 found[way][length] = seconds_of(run_once, 3)
-            del made
     medians = {way: {n: statistics.median(s) for n, s in by.items()} for way, by in found.items()}
     faster = [n for n in medians["fed"] if medians["fed"][n] <= medians["prefilled"][n]]
     figure = f"feeding is faster up to {max(faster)} tokens" if faster else "prefilling is always faster"

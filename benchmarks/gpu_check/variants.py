@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from benchmarks.gpu_check.graph_nodes import count_nodes, open_runtime
 from benchmarks.gpu_check.replays import open_parts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, subject_of
-from benchmarks.measure.comparison import Spread
+from benchmarks.measure.comparison import Spread, seconds_of
 from hgt_infer.cuda import device as cuda
 from hgt_infer.cuda import runtime as cuda_runtime
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
@@ -112,13 +111,8 @@ def compare_variants(subject: Subject) -> Iterator[Result]:
 
 def take_turn(subject: Subject, variant: Variant) -> Child:
     """Measure one side in a process of its own."""
-    task = task_of(subject, variant)
-    return run_child(
-        __name__,
-        [json.dumps(asdict(task))],
-        timeout_s=TIMEOUT_S,
-        environment=variant.environment,
-    )
+    task = json.dumps(asdict(task_of(subject, variant)))
+    return run_child(__name__, [task], timeout_s=TIMEOUT_S, environment=variant.environment)
 
 
 def task_of(subject: Subject, variant: Variant) -> Task:
@@ -141,8 +135,10 @@ def results_of(variant: Variant, default: Side, side: Side) -> Iterator[Result]:
     values = {"default": vars(default), "variant": vars(side)}
     both = [rows for rows in side.replays if rows in default.replays]
     if both:
-        ratios = [_median_ratio(side.replays[rows], default.replays[rows]) for rows in both]
-        figure = ", ".join(f"{ratio:.3f} × at {rows}" for rows, ratio in zip(both, ratios, strict=True))
+        ours, theirs = (
+            {rows: statistics.median(of.replays[rows]) for rows in both} for of in (side, default)
+        )
+        figure = ", ".join(f"{ours[rows] / theirs[rows]:.3f} × at {rows}" for rows in both)
         says = "; ".join(
             f"{rows}: {_spread(side.replays[rows], 1e6)} beside {_spread(default.replays[rows], 1e6)} µs"
             for rows in both
@@ -160,10 +156,6 @@ def results_of(variant: Variant, default: Side, side: Side) -> Iterator[Result]:
         yield measured(f"{variant.name}: nodes", _counts(side.nodes), says, **values)
     if error := side.error or (variant.nodes and default.error):
         yield Result(f"{variant.name}: rest", "skipped", says=error, values=values)
-
-
-def _median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return statistics.median(ours) / statistics.median(theirs)
 
 
 def _spread(seconds: Sequence[float], factor: float) -> str:
@@ -205,17 +197,9 @@ def measure_prefills(subject: Subject, num_lengths: int) -> Iterator[dict[str, A
     lengths = np.linspace(MAX_FED_TOKENS + 8, limit, num_lengths).astype(int).tolist()
     with subject.generator(num_slots=1) as generator:
         for length in lengths:
-            first_s, again_s = (
-                _seconds_to_token(generator, subject.prompts(1, length=length, seed=seed)[0])
-                for seed in range(2)
-            )
+            prompts = (subject.prompts(1, length=length, seed=seed) for seed in range(2))
+            first_s, again_s = seconds_of(lambda: generator.generate(next(prompts), fixed_length(1)), 2)  # noqa: B023
             yield {"length": length, "first_s": first_s, "again_s": again_s}
-
-
-def _seconds_to_token(generator: Any, prompt: str) -> float:
-    start_s = time.perf_counter()
-    generator.generate([prompt], fixed_length(1))
-    return time.perf_counter() - start_s
 
 
 def nodes_of_run(subject: Subject, num_rows: int) -> dict[str, int]:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +101,6 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger().setLevel(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
-
-
-def now_s() -> float:
-    """The clock of all processes of a run."""
-    return time.monotonic()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def cuda_versions() -> dict[str, str]:
     return versions | ({"gpu": name.value.decode(errors="replace")} if name.value else {})
 
 
-def _model_name(path: Path = Path("/proc/cpuinfo")) -> str:
+def _model_name() -> str:
+    path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "")
