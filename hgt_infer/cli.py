@@ -254,7 +254,8 @@ def info(
         print(json.dumps(described))
         return
     del described["files"]
-    _print_fields(described)
+    for name, value in described.items():
+        print(f"{name:20} {value!r}" if isinstance(value, str) else f"{name:20} {value}")
     for name, entry in files.items():
         print(f"{name:24} {entry['size_bytes']:>14,} bytes  sha256 {entry['sha256']}")
 
@@ -264,7 +265,7 @@ def doctor(as_json: JsonOption = False) -> int:
     """Tell which devices and libraries are here, and what is missing; status 1 where nothing can run."""
     from hgt_infer.doctor import examine
 
-    findings = examine()
+    findings = [*examine()]
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     else:
@@ -342,8 +343,3 @@ def _named(given: str) -> tuple[str, str]:
 def _open(model: str, device: str, precision: str, num_slots: int | None, **settings: Any) -> Generator:
     slots = "auto" if num_slots is None else num_slots
     return Generator(model, device=device, precision=precision, num_slots=slots, **settings)
-
-
-def _print_fields(fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        print(f"{name:20} {value!r}" if isinstance(value, str) else f"{name:20} {value}")

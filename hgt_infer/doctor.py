@@ -35,12 +35,8 @@ class Finding:
     what: str
 
 
-def examine() -> list[Finding]:
+def examine() -> Iterator[Finding]:
     """Look at everything; nothing is loaded onto a device."""
-    return [*_examine()]
-
-
-def _examine() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     runtimes = [name for name in ("onnxruntime-gpu", "onnxruntime") if _version(name)]
     for name in runtimes:

@@ -88,19 +88,42 @@ def open_model(
     if max_length is not None:
         check_int("max_length", max_length, 2, n_positions)
     waiting = WaitingQueue()
-    workers = [
-        _open_worker(
-            artifact,
-            one,
-            waiting,
-            num_slots=asked_slots,
-            max_length=max_length or n_positions,
-            batch_invariant=batch_invariant,
-            steps_per_sync=steps_per_sync,
+    max_length, steps_per_sync = max_length or n_positions, steps_per_sync or DEFAULT_STEPS_PER_SYNC
+    workers = []
+    for one in devices:
+        if isinstance(one, CudaDevice):
+            captured = CapturedRunner(
+                artifact,
+                one,
+                num_slots=asked_slots,
+                max_length=max_length,
+                steps_per_sync=steps_per_sync,
+                batch_invariant=batch_invariant,
+            )
+            scheduler = Scheduler(
+                captured.num_slots,
+                waiting,
+                max_fed_tokens=MAX_FED_TOKENS,
+                closes_gaps=False,
+                shares_prefills=not batch_invariant,  # else a prefill's shape is the prompt's own
+            )
+            workers.append(DeviceWorker(captured, scheduler))
+        else:
+            scheduler = Scheduler(asked_slots or DEFAULT_CPU_SLOTS, waiting)
+            eager = ModelRunner(artifact, one, num_slots=scheduler.num_slots, max_length=max_length)
+            workers.append(DeviceWorker(eager, scheduler))
+        logger.info(
+            "%s on %s in %s: %d slots of %d positions, %.0f MB of cache",
+            artifact.path,
+            one.name,
+            artifact.precision,
+            scheduler.num_slots,
+            max_length,
+            scheduler.num_slots
+            * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
+            / 1e6,
         )
-        for one in devices
-    ]
-    return OpenedModel(artifact, max_length or n_positions, [one.name for one in devices], workers)
+    return OpenedModel(artifact, max_length, [one.name for one in devices], workers)
 
 
 def _load(
@@ -199,49 +222,3 @@ def _open_best(num_threads: int, cache_dir: str | os.PathLike[str] | None) -> De
             logger.warning("device='auto' takes the CPU, though there is a GPU: %s", error)
     logger.info("device='auto' took %s", device.name)
     return device
-
-
-def _open_worker(
-    artifact: Artifact,
-    device: Device,
-    waiting: WaitingQueue,
-    *,
-    num_slots: int | None,
-    max_length: int,
-    batch_invariant: bool,
-    steps_per_sync: int | None,
-) -> DeviceWorker:
-    """Open the model on a device, with the runner that suits its kind."""
-    worker: DeviceWorker
-    if isinstance(device, CudaDevice):
-        captured = CapturedRunner(
-            artifact,
-            device,
-            num_slots=num_slots,
-            max_length=max_length,
-            steps_per_sync=steps_per_sync or DEFAULT_STEPS_PER_SYNC,
-            batch_invariant=batch_invariant,
-        )
-        scheduler = Scheduler(
-            captured.num_slots,
-            waiting,
-            max_fed_tokens=MAX_FED_TOKENS,
-            closes_gaps=False,
-            shares_prefills=not batch_invariant,  # else a prefill's shape is the prompt's own
-        )
-        worker = DeviceWorker(captured, scheduler)
-    else:
-        num_slots = num_slots or DEFAULT_CPU_SLOTS
-        eager = ModelRunner(artifact, device, num_slots=num_slots, max_length=max_length)
-        worker = DeviceWorker(eager, Scheduler(num_slots, waiting))
-    num_slots = worker.scheduler.num_slots
-    logger.info(
-        "%s on %s in %s: %d slots of %d positions, %.0f MB of cache",
-        artifact.path,
-        device.name,
-        artifact.precision,
-        num_slots,
-        max_length,
-        num_slots * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type) / 1e6,
-    )
-    return worker

@@ -14,7 +14,7 @@ from hgt_infer.engine.engine import Engine
 from hgt_infer.outputs import Completion, GenerationOutput
 from hgt_infer.requests.prompts import PromptReader
 from hgt_infer.requests.submission import run_all
-from hgt_infer.sampling_params import SamplingParams
+from hgt_infer.sampling_params import SamplingParams, sampling_settings
 
 
 class PipelineOptions(TypedDict, total=False):
@@ -46,10 +46,7 @@ class PipelineOptions(TypedDict, total=False):
     seed: int | None
 
 
-SAMPLING_OPTIONS = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
-    *("repetition_penalty", "no_repeat_ngram_size", "seed"),
-)
+SAMPLING_OPTIONS = PipelineOptions.__annotations__.keys() & sampling_settings().keys()
 """Options that SamplingParams has by the same name."""
 
 

@@ -144,12 +144,12 @@ def abuse(service: Service, *, num_clients: int, seconds: float) -> dict[str, An
         What the good ones saw (every text has to be the one that the service gave before), and the
         service's memory and descriptors before and after.
     """
-    body = {"model": MODEL, "prompt": "abcd", "max_tokens": 8, "ignore_eos": True, "seed": 1}
-    return asyncio.run(_abuse(service, body, num_clients, seconds))
+    return asyncio.run(_abuse(service, num_clients, seconds))
 
 
-async def _abuse(service: Service, body: dict[str, Any], num_clients: int, seconds: float) -> dict[str, Any]:
+async def _abuse(service: Service, num_clients: int, seconds: float) -> dict[str, Any]:
     rng = random.Random(0)
+    body = {"model": MODEL, "prompt": "abcd", "max_tokens": 8, "ignore_eos": True, "seed": 1}
 
     async def ask_once() -> str:
         with closing(Client(service.host, service.port)) as client:

@@ -90,6 +90,7 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
     environment = capture_environment()
     bounds = measure_bounds(num_physical_cores())
     checkpoint = write_model(folder, config)
+    sizes = json.loads((checkpoint / "config.json").read_text())
     for name in names:
         _prepare(name, checkpoint, folder)
     with ExitStack() as stack:
@@ -99,7 +100,9 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
         result = {
             "environment": environment,
             "bounds": bounds,
-            "model": _sizes(checkpoint),
+            "model": {
+                key: sizes[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
+            },
             "reference": REFERENCE,
             "backends": {
                 name: {
@@ -203,11 +206,6 @@ def _cold_starts(checkpoint: Path, folder: Path, names: Sequence[str], num_start
         rounds = [first_token_s(times) for times in starts]
         result[name] = vars(Spread.of(rounds)) | {"rounds": rounds}
     return result
-
-
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    config = json.loads((checkpoint / "config.json").read_text())
-    return {key: config[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")}
 
 
 def _weights_mb(folder: Path) -> float | None:

@@ -48,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (math.isfinite(args.budget) and args.budget > 0):
         parser.error(f"--budget must be a positive number of seconds; got {args.budget}")
     if args.only:
-        check_names(parser, args.only)
+        from benchmarks.gpu_check.scale import FULL
+        from benchmarks.gpu_check.steps import steps
+
+        names = [step.name for step in steps(FULL)]
+        for text in args.only:
+            if not any(text in name for name in names):
+                parser.error(f"--only: no step has {text!r} in its name; the steps are {', '.join(names)}")
     options = Options(
         json=str(args.json.absolute()),
         device=args.device,
@@ -65,17 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scale_of(device: str, *, is_quick: bool) -> str:
     """How much is done, by its name."""
     return "trial" if device == "cpu" else "quick" if is_quick else "full"
-
-
-def check_names(parser: argparse.ArgumentParser, only: Sequence[str]) -> None:
-    """Every text is in the name of a step."""
-    from benchmarks.gpu_check.scale import FULL
-    from benchmarks.gpu_check.steps import steps
-
-    names = [step.name for step in steps(FULL)]
-    for text in only:
-        if not any(text in name for name in names):
-            parser.error(f"--only: no step has {text!r} in its name; the steps are {', '.join(names)}")
 
 
 def run(options: Options) -> int:

@@ -42,7 +42,6 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "min_p 0.05": {"min_p": 0.05},
 }
 
-CAPTURED_SLOTS = 64
 KINDS: tuple[Literal["captured", "eager"], ...] = ("captured", "eager")
 MAX_FLIPS = 0.04  # of the tokens of one kind of settings
 CAPTURED_SETTINGS: tuple[dict[str, Any], ...] = (
@@ -192,7 +191,7 @@ def check_captured(subject: Subject) -> Result:
     """
     if not subject.is_cuda:
         raise Skipped("graphs are captured on CUDA")
-    num_slots, num_tokens, max_length = CAPTURED_SLOTS, 48, subject.artifact.config.n_positions
+    num_slots, num_tokens, max_length = NUM_SLOTS, 48, subject.artifact.config.n_positions
     rng = np.random.default_rng(SEED)
     found = {}
     for name, length in (("fed", 5), ("prefilled", MAX_FED_TOKENS + 8)):

@@ -22,7 +22,7 @@ from hgt_infer.runtime.model_session import ModelSession, run_options
 
 NUM_REPLAYS = 50
 WARMUP_S = 0.3
-CONTEXT = 100
+CONTEXT = 100  # tokens in every row's cache
 GRAPH_ID = 1
 
 
@@ -49,10 +49,9 @@ class StepParts:
         subject: its artifact is opened.
         device: a CudaDevice.
         num_rows: of the step.
-        context: tokens in every row's cache.
     """
 
-    def __init__(self, subject: Subject, device: Any, *, num_rows: int, context: int = CONTEXT) -> None:
+    def __init__(self, subject: Subject, device: Any, *, num_rows: int) -> None:
         config = subject.artifact.config
         self.subject = subject
         self.device = device
@@ -70,7 +69,7 @@ class StepParts:
         }
         state = np.empty((2, num_rows), np.int32)
         state[0] = np.random.default_rng(SEED).integers(0, 256, num_rows)
-        state[1] = min(context, self._max_length - 1) - 1
+        state[1] = min(CONTEXT, self._max_length - 1) - 1
         self._write(memory.state, state)
 
     def _write(self, address: int, values: NDArray[Any]) -> None:
@@ -79,7 +78,7 @@ class StepParts:
         self._hosts.append(host)
         with self.device.at_work():
             self.device.stream.copy_to_device(address, host)
-            self.device.synchronize()
+            self.device.stream.synchronize()
 
     def open_model(self) -> None:
         """Open the session; its first run is to be in capture."""
@@ -119,7 +118,7 @@ class StepParts:
         """Capture the model's graph, and run every sampler once."""
         with self.device.capturing():
             self._parts["model"]()
-            self.device.synchronize()
+            self.device.stream.synchronize()
         self.run_all(1)
 
     def time(self, name: str, *, num_rounds: int, num_replays: int | None = None) -> Replay:
@@ -135,13 +134,13 @@ class StepParts:
             while time.perf_counter() < end_s:
                 for _ in range(num_replays):
                     run()
-                self.device.synchronize()
+                self.device.stream.synchronize()
             for _ in range(num_rounds):
                 start_s = time.perf_counter()
                 for _ in range(num_replays):
                     run()
                 launches.append((time.perf_counter() - start_s) / num_replays)
-                self.device.synchronize()
+                self.device.stream.synchronize()
                 seconds.append((time.perf_counter() - start_s) / num_replays)
         return Replay(name, self.num_rows, seconds, min(launches))
 
@@ -149,7 +148,7 @@ class StepParts:
         """Run one part, and wait for it."""
         with self.device.at_work():
             self._parts[name]()
-            self.device.synchronize()
+            self.device.stream.synchronize()
 
     def run_all(self, num_times: int) -> None:
         """Every part that is open in turn, for a profiler to look at."""
@@ -157,7 +156,7 @@ class StepParts:
             for _ in range(num_times):
                 for run in self._parts.values():
                     run()
-            self.device.synchronize()
+            self.device.stream.synchronize()
 
     def read(self, name: str) -> NDArray[Any]:
         """What stands on the device: seqlens_k, logits or token_ids."""
@@ -165,7 +164,7 @@ class StepParts:
         host: NDArray[Any] = self.device.pinned(shape, dtype)
         with self.device.at_work():
             self.device.stream.copy_to_host(host, address)
-            self.device.synchronize()
+            self.device.stream.synchronize()
         return host
 
     def close(self) -> None:

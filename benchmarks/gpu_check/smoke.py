@@ -38,7 +38,7 @@ def check_parts(tiny: Subject, size: str) -> Iterator[Result]:
     with open_parts(tiny, NUM_ROWS) as parts:
         with parts.device.at_work():
             parts.run_eagerly()
-            parts.device.synchronize()
+            parts.device.stream.synchronize()
         yield check_values("smoke: run", parts.read("logits").copy(), f"{size}, a step that is not captured")
         parts.capture()
         parts.run("model")

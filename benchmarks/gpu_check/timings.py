@@ -38,7 +38,7 @@ def measure_bandwidth(subject: Subject) -> Result:
             def copy() -> None:
                 for _ in range(num_copies):
                     device.stream.copy_within(addresses[1], addresses[0], num_bytes)
-                device.synchronize()
+                device.stream.synchronize()
 
             with device.at_work():
                 copy()

@@ -209,7 +209,7 @@ def nodes_of_run(subject: Subject, num_rows: int) -> dict[str, int]:
         with device.capturing():
             for _ in range(2):  # allocations and plans are made before
                 parts.run_eagerly()
-            device.synchronize()
+            device.stream.synchronize()
             return count_nodes(library, device.stream.handle, parts.run_eagerly)
 
 

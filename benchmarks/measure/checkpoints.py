@@ -18,16 +18,6 @@ INITIALIZER_RANGE = 0.08  # spreads the logits as training does; the usual 0.02 
 GPT2_124M = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
 
 
-def gpt2_124m() -> Any:
-    """transformers' configuration of GPT-2's smallest size, with weights that spread the logits."""
-    from transformers import GPT2Config
-
-    end_of_text = GPT2_124M["vocab_size"] - 1
-    return GPT2Config(
-        **GPT2_124M, initializer_range=INITIALIZER_RANGE, bos_token_id=end_of_text, eos_token_id=end_of_text
-    )
-
-
 def gpt2_small() -> Any:
     """transformers' configuration of a model that costs next to nothing, so that what is around it shows."""
     from transformers import GPT2Config
@@ -38,7 +28,13 @@ def gpt2_small() -> Any:
 
 def write_model(folder: Path, config: Any = None) -> Path:
     """Write the checkpoint of a benchmark into a folder: of the config's model, or of GPT-2 124M for None."""
-    return write_checkpoint(folder / ("gpt2-124m" if config is None else "small"), config or gpt2_124m())
+    from transformers import GPT2Config
+
+    if config is not None:
+        return write_checkpoint(folder / "small", config)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), GPT2_124M["vocab_size"] - 1)
+    config = GPT2Config(**GPT2_124M, initializer_range=INITIALIZER_RANGE, **ends)
+    return write_checkpoint(folder / "gpt2-124m", config)
 
 
 def write_checkpoint(folder: Path, config: Any) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,7 @@ class _Request:
     length: int
     sampler: Any = None
     last_index: int = 0
-
-    def __post_init__(self) -> None:
-        self.token_ids: list[int] = []
+    token_ids: list[int] = field(default_factory=list)
 
     def feed(self, batch: Any, slot: int) -> None:
         """Append what has not been computed yet: the prompt, or the last token."""

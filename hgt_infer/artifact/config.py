@@ -143,6 +143,9 @@ def parse_generation_defaults(
     if do_sample and temperature == 0.0:
         raise format_error(path, "temperature above 0 where do_sample is true", temperature)
 
+    def integer(name: str, low: int = 0) -> int:
+        return check_integer(path, name, values[name], low, _MAX_LENGTH)
+
     def mass(name: str) -> float:
         value = check_number(path, name, values[name], 0.0, 1.0)
         if value == 0.0:
@@ -150,15 +153,14 @@ def parse_generation_defaults(
         return value
 
     def optional(name: str, low: int) -> int | None:
-        value = values[name]
-        return None if value is None else check_integer(path, name, value, low, _MAX_LENGTH)
+        return None if values[name] is None else integer(name, low)
 
     return GenerationDefaults(
         do_sample=do_sample,
         temperature=temperature,
-        top_k=check_integer(path, "top_k", values["top_k"], 0, _MAX_LENGTH),
+        top_k=integer("top_k"),
         top_p=mass("top_p"),
-        min_length=check_integer(path, "min_length", values["min_length"], 0, _MAX_LENGTH),
+        min_length=integer("min_length"),
         max_length=optional("max_length", 1),
         max_new_tokens=optional("max_new_tokens", 1),
         min_new_tokens=optional("min_new_tokens", 0),
@@ -173,7 +175,5 @@ def parse_generation_defaults(
             MIN_REPETITION_PENALTY,
             MAX_REPETITION_PENALTY,
         ),
-        no_repeat_ngram_size=check_integer(
-            path, "no_repeat_ngram_size", values["no_repeat_ngram_size"], 0, _MAX_LENGTH
-        ),
+        no_repeat_ngram_size=integer("no_repeat_ngram_size"),
     )

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from ctypes import c_char, c_int, c_size_t, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from hgt_infer.cuda.runtime import (
     COMPUTE_CAPABILITY_MAJOR,
     COMPUTE_CAPABILITY_MINOR,
     DEVICE_TO_DEVICE,
-    MAX_SHARED_BYTES_OPTIN,
     OUT_OF_MEMORY,
     Copy3D,
     Extent,
@@ -52,6 +50,9 @@ PROVIDER_OPTIONS: dict[str, str] = {
     "enable_cudnn": "0",
 }
 """Options of the CUDA provider that every session has, whatever it is for."""
+
+# What ONNX Runtime, which has no type for it, says where memory is short.
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "smaller than requested")
 
 SESSION_ENTRIES: dict[str, str] = {}
 """Configuration entries that every session on CUDA has."""
@@ -111,19 +112,6 @@ class _Owned:
         self.pinned.clear()
 
 
-@dataclass(frozen=True)
-class GpuLimits:
-    """What a GPU can do.
-
-    Attributes:
-        compute_capability: (major, minor).
-        max_shared_bytes: of a block's shared memory, where a kernel asks for it.
-    """
-
-    compute_capability: tuple[int, int]
-    max_shared_bytes: int
-
-
 class CudaArray:
     """Device memory with a page-locked mirror; see DeviceArray."""
 
@@ -138,7 +126,7 @@ class CudaArray:
         if rows.size:
             with self._device.at_work():
                 self._device.stream.copy_to_device(self.address, rows)
-                self._device.synchronize()
+                self._device.stream.synchronize()
 
     def download(self, num_rows: int) -> None:
         """See DeviceArray."""
@@ -146,7 +134,7 @@ class CudaArray:
         if rows.size:
             with self._device.at_work():
                 self._device.stream.copy_to_host(rows, self.address)
-                self._device.synchronize()
+                self._device.stream.synchronize()
 
 
 class CudaCache:
@@ -239,7 +227,7 @@ class CudaDevice:
             try:
                 session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)])
             except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-                if _says_out_of_memory(error):
+                if any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY):
                     limit = "" if memory_limit is None else f" in {memory_limit:,} bytes"
                     raise DeviceMemoryError(f"{path} does not fit{limit} {self._room()}: {error}") from error
                 raise ModelFormatError(f"{path}: ONNX Runtime cannot load it: {error}") from error
@@ -261,7 +249,7 @@ class CudaDevice:
         addresses: Sequence[int],
     ) -> CudaKernel:
         """A kernel compiled for this GPU, whose launches are queued on the stream; see CudaKernel."""
-        major, minor = self.limits().compute_capability
+        major, minor = map(self.attribute, (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR))
         with self.at_work():
             kernel = CudaKernel(
                 f"sm_{major}{minor}",
@@ -276,14 +264,8 @@ class CudaDevice:
         self._owned.kernels.append(kernel)
         return kernel
 
-    def limits(self) -> GpuLimits:
-        """What the GPU can do."""
-        major, minor, max_shared_bytes = map(
-            self._attribute, (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR, MAX_SHARED_BYTES_OPTIN)
-        )
-        return GpuLimits((major, minor), max_shared_bytes)
-
-    def _attribute(self, attribute: int) -> int:
+    def attribute(self, attribute: int) -> int:
+        """What the GPU can do: an attribute of cudaDeviceAttr, by its number."""
         value = c_int()
         with self.at_work():
             status = self.cudart.cudaDeviceGetAttribute(ctypes.byref(value), attribute, self.device_id)
@@ -346,10 +328,6 @@ class CudaDevice:
         with self.at_work():
             return self.stream.event()
 
-    def synchronize(self) -> None:
-        """Wait for everything that was queued."""
-        self.stream.synchronize()
-
     def at_work(self) -> AbstractContextManager[None]:
         """The section in which a thread queues work and waits for it, with this GPU as its current one.
 
@@ -378,11 +356,3 @@ class CudaDevice:
             f"on {self.name}: {free:,} of its {total:,} bytes are free "
             "(other processes may hold a part of them)"
         )
-
-
-def _says_out_of_memory(error: Exception) -> bool:
-    """Whether ONNX Runtime, which has no type for it, failed for want of memory."""
-    text = str(error).lower()
-    return any(
-        phrase in text for phrase in ("failed to allocate memory", "out of memory", "smaller than requested")
-    )

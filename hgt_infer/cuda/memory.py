@@ -42,10 +42,6 @@ class CapturedMemory:
         """The address of the slot's record."""
         return self.records + slot * RECORD.itemsize
 
-    def logits_of(self, slot: int) -> int:
-        """The address of the slot's logits [V]."""
-        return self.logits + slot * self.logits_bytes
-
     def adjustments(self, slot: int) -> int:
         """The address of the slot's logit_bias; its repetition_penalty is adjustments_pitch bytes behind."""
         return self._adjustments + slot * self.vocab_bytes

@@ -275,7 +275,7 @@ class CapturedRunner:
             if (sequence := self._sequences[slot]) is not None and sequence.slot == slot
         ]
         for (slot, _, _), logits in zip(current, self._host_logits, strict=False):
-            self._stream.copy_to_host(logits, self._memory.logits_of(slot))
+            self._stream.copy_to_host(logits, self._memory.logits + slot * self._memory.logits_bytes)
         self._stream.synchronize()
         for (slot, sequence, report), logits in zip(current, self._host_logits, strict=False):
             logits = logits.astype(np.float32, copy=False)

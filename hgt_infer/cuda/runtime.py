@@ -133,14 +133,6 @@ def _open_driver() -> Any:
         return None
 
 
-def _driver_version() -> int:
-    """The newest CUDA version that the driver supports, 1000 · major + 10 · minor; 0 without a driver."""
-    driver, version = _open_driver(), c_int()
-    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return 0
-    return version.value
-
-
 def load_cuda(device_id: int) -> CudaRuntime:
     """The CUDA runtime, after a check that a GPU, a driver and every library are there.
 
@@ -153,12 +145,12 @@ def load_cuda(device_id: int) -> CudaRuntime:
             f"{device} the installed ONNX Runtime has no CUDA provider: "
             "install onnxruntime-gpu in place of onnxruntime"
         )
-    version = _driver_version()
-    if not version:
+    driver, supported = _open_driver(), c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(supported)) or not supported.value:
         raise DeviceUnavailableError(f"{device} there is no NVIDIA driver (libcuda.so.1)")
-    if version < MIN_DRIVER:
+    if supported.value < MIN_DRIVER:
         raise DeviceUnavailableError(
-            f"{device} the NVIDIA driver supports CUDA up to {_shown_version(version)}: "
+            f"{device} the NVIDIA driver supports CUDA up to {_shown_version(supported.value)}: "
             f"ONNX Runtime needs a driver for CUDA {_shown_version(MIN_DRIVER)} or newer"
         )
     num_devices = count_cuda_devices()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hgt_infer.cuda.device import CudaDevice
+from hgt_infer.cuda.runtime import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
 from hgt_infer.cuda.slot_record import (
     HOST_CONTROLLED,
     IDLE,
@@ -75,13 +76,13 @@ class Sampler:
     ) -> None:
         logits, _, _, _, logit_bias, repetition_penalty, *_ = addresses
         assert not any(address % _VECTOR_BYTES for address in (logits, logit_bias, repetition_penalty))
-        limits = device.limits()
-        has_clusters = limits.compute_capability[0] >= MIN_CLUSTER_CAPABILITY
+        max_bytes = device.attribute(MAX_SHARED_BYTES_OPTIN)
+        has_clusters = device.attribute(COMPUTE_CAPABILITY_MAJOR) >= MIN_CLUSTER_CAPABILITY
         sizes = [size for size in cluster_sizes if size == 1 or has_clusters]
         # Where levels do not fit the shared memory of any number of blocks, each pass computes them again.
         for keeps_levels in (True, False):
             needed = {size: shared_bytes(vocab_size, size, keeps_levels=keeps_levels) for size in sizes}
-            fitting = {size: number for size, number in needed.items() if number <= limits.max_shared_bytes}
+            fitting = {size: number for size, number in needed.items() if number <= max_bytes}
             if not fitting:
                 continue
             kernel = device.kernel(
@@ -128,16 +129,12 @@ def shared_bytes(vocab_size: int, cluster_size: int, *, keeps_levels: bool = Tru
     >>> shared_bytes(50257, 1), shared_bytes(50257, 8)
     (209744, 33616)
     """
-    num_chunks = _num_chunks(vocab_size)
+    num_chunks = -(-(vocab_size + _NUM_READ - 1) // _CHUNK)
     bins, warps, found = 2 * 2 * 4 * _NUM_BINS, 32 * 8, 32
     shared = bins + 8 * max(num_chunks, _NUM_BINS) + 8 * num_chunks + warps + 8 + found
     shared = -(-shared // 16) * 16
     num_own = -(-num_chunks // cluster_size)
     return shared + 4 * _CHUNK * num_own * keeps_levels
-
-
-def _num_chunks(vocab_size: int) -> int:
-    return -(-(vocab_size + _NUM_READ - 1) // _CHUNK)
 
 
 def sampler_defines(vocab_size: int, logits_dtype: DTypeLike, *, keeps_levels: bool) -> dict[str, int]:

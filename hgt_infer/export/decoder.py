@@ -12,8 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hgt_infer.artifact.config import ModelConfig
+from hgt_infer.artifact.folder import PRECISIONS
 from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
-from hgt_infer.export.weights import convert, float_type
+from hgt_infer.export.weights import convert
 
 
 class Decoder:
@@ -144,7 +145,7 @@ class Decoder:
     @property
     def float_type(self) -> ir.DataType:
         """Of activations and cache."""
-        return ir.DataType.from_numpy(float_type(self.precision))
+        return ir.DataType.from_numpy(np.dtype(PRECISIONS[self.precision]))
 
     @property
     def cache_shape(self) -> list[Dim]:

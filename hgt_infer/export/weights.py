@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hgt_infer.artifact.checked_json import format_error, read_json_object
 from hgt_infer.artifact.config import ModelConfig
-from hgt_infer.artifact.folder import PRECISIONS, check_precision
+from hgt_infer.artifact.folder import PRECISIONS
 from hgt_infer.errors import ModelFormatError
 
 logger = logging.getLogger(__name__)
@@ -118,47 +118,38 @@ def read_weights(folder: Path, config: ModelConfig, *, tied: bool) -> Mapping[st
             faults.append(f"{name} of type {weight.dtype} instead of {', '.join(_FLOAT_TYPES)}")
     weights = _Weights(stored)
     if not faults:
-        faults = [f"{name} with NaN or infinity" for name in weights if not _is_finite(weights[name])]
+        for (
+            name,
+            array,
+        ) in weights.items():  # min and max carry NaN and infinity, and need no array of booleans
+            if not np.isfinite([array.min(), array.max()]).all():
+                faults.append(f"{name} with NaN or infinity")
     if faults:
         shown = "; ".join(sorted(faults)[:_MAX_NAMES_SHOWN])
         rest = f"; and {len(faults) - _MAX_NAMES_SHOWN} more" if len(faults) > _MAX_NAMES_SHOWN else ""
         raise format_error(folder, "the weights of its config.json", f"{len(faults)} faults: {shown}{rest}")
-    if "lm_head.weight" in stored and not _needs_head(folder, weights, tied=tied):
-        del stored["lm_head.weight"]
+    if "lm_head.weight" in stored:
+        differs = not np.array_equal(weights["lm_head.weight"], weights["wte.weight"])
+        if differs and tied:
+            logger.warning(
+                "%s: lm_head.weight differs from wte.weight and is not used: "
+                "tie_word_embeddings is not false",
+                folder,
+            )
+        if tied or not differs:
+            del stored["lm_head.weight"]
     return weights
-
-
-def float_type(precision: str) -> np.dtype[np.floating]:
-    """The NumPy type of a precision's weights, activations and cache."""
-    check_precision(precision)
-    dtype: np.dtype[np.floating] = np.dtype(PRECISIONS[precision])
-    return dtype
 
 
 def convert(name: str, weight: NDArray[np.float32], precision: str) -> NDArray[np.floating]:
     """Weight in the precision's type; ModelFormatError where a finite value would overflow."""
-    dtype = float_type(precision)
+    dtype: np.dtype[np.floating] = np.dtype(PRECISIONS[precision])
     largest, limit = float(np.abs(weight).max(initial=0.0)), float(np.finfo(dtype).max)
     if largest > limit:
         raise ModelFormatError(
             f"{name}: largest magnitude {largest:g} does not fit {precision}, which ends at {limit:g}"
         )
     return weight.astype(dtype, copy=False)
-
-
-def _needs_head(folder: Path, weights: _Weights, *, tied: bool) -> bool:
-    differs = not np.array_equal(weights["lm_head.weight"], weights["wte.weight"])
-    if differs and tied:
-        logger.warning(
-            "%s: lm_head.weight differs from wte.weight and is not used: tie_word_embeddings is not false",
-            folder,
-        )
-    return differs and not tied
-
-
-def _is_finite(array: NDArray[np.float32]) -> bool:
-    # min and max carry NaN and infinity, and need no array of booleans.
-    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
 def _weight_files(folder: Path) -> list[Path]:

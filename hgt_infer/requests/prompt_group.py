@@ -70,7 +70,8 @@ class PromptGroup:
         if self.resolved.prompt_logprobs is not None:
             prompt_logprobs = (None, *sequences[0].prompt_logprobs)
         if self.num_samples > self.params.n:
-            sequences = sorted(sequences, key=_mean_logprob, reverse=True)[: self.params.n]
+            sequences.sort(key=lambda one: _cumulative_logprob(one) / len(one.logprobs), reverse=True)
+            del sequences[self.params.n :]
         completions = tuple(self._completion(sequence) for sequence in sequences)
         return GenerationOutput(self.prompt, self.token_ids, completions, self.resolved.seed, prompt_logprobs)
 
@@ -91,7 +92,3 @@ class PromptGroup:
 
 def _cumulative_logprob(sequence: Sequence) -> float:
     return math.fsum(token.logprob for token in sequence.logprobs)
-
-
-def _mean_logprob(sequence: Sequence) -> float:
-    return _cumulative_logprob(sequence) / len(sequence.logprobs)

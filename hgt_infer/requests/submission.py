@@ -99,19 +99,19 @@ def run_all(
     return [group.output() for group in groups]
 
 
-def _all_sequences(engine: Engine, groups: Collection[PromptGroup], *, is_stream: bool) -> list[Sequence]:
-    """Make all samples of the groups, or raise QueueFullError where the engine has no room for so many."""
+def _submit_all(engine: Engine, request: Request, groups: Collection[PromptGroup]) -> int:
+    """Submit all samples of the groups and return how many; QueueFullError where there is no room."""
     engine.check_room(sum(group.num_samples for group in groups))
-    return [sequence for group in groups for sequence in group.sequences(is_stream=is_stream)]
+    sequences = [one for group in groups for one in group.sequences(is_stream=request.is_stream)]
+    engine.submit(request, sequences)
+    return len(sequences)
 
 
 def deltas(engine: Engine, groups: Collection[PromptGroup]) -> Iterator[Delta | None]:
     """Submit all samples of the groups, yield None once, then their deltas as they come, interleaved."""
     events: SimpleQueue[Sequence | Delta | BaseException] = SimpleQueue()
     request = Request(events.put, is_stream=True)
-    sequences = _all_sequences(engine, groups, is_stream=True)
-    num_unfinished = len(sequences)
-    engine.submit(request, sequences)
+    num_unfinished = _submit_all(engine, request, groups)
     try:
         yield None
         while num_unfinished:
@@ -133,9 +133,7 @@ async def async_events(
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Sequence | Delta | BaseException] = asyncio.Queue()
     request = Request(lambda event: loop.call_soon_threadsafe(events.put_nowait, event), is_stream=is_stream)
-    sequences = _all_sequences(engine, groups, is_stream=is_stream)
-    num_unfinished = len(sequences)
-    engine.submit(request, sequences)
+    num_unfinished = _submit_all(engine, request, groups)
     try:
         while num_unfinished:
             event = await events.get()

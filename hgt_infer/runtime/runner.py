@@ -142,7 +142,11 @@ class ModelRunner:
         self.total_sequence_length[...] = max(positions) + 1
         self.first_output[...] = 0
         for slot in np.flatnonzero(self.is_adjusted[:num_rows]).tolist():
-            self._adjust_for_last_token(slot, sequences[slot])
+            params, output_ids = sequences[slot].params, sequences[slot].output_token_ids
+            if output_ids:
+                is_first = output_ids.count(output_ids[-1]) == 1
+                rows = self.logit_bias[slot], self.repetition_penalty[slot]
+                add_token(*rows, params, output_ids[-1], is_first)
         if num_rows not in self._bindings:
             self._bindings[num_rows] = self._bind_step(num_rows)
         model_binding, sampler_binding = self._bindings[num_rows]
@@ -211,15 +215,6 @@ class ModelRunner:
             self.logit_bias[slot] = bias
             self.repetition_penalty[slot] = penalty
         self.is_adjusted[slot] = rows is not None
-
-    def _adjust_for_last_token(self, slot: int, sequence: Sequence) -> None:
-        output_token_ids = sequence.output_token_ids
-        if output_token_ids:
-            token_id = output_token_ids[-1]
-            is_first = output_token_ids.count(token_id) == 1
-            add_token(
-                self.logit_bias[slot], self.repetition_penalty[slot], sequence.params, token_id, is_first
-            )
 
     def _copy_slot(self, copy: Copy) -> None:
         source, target, length = copy

@@ -38,22 +38,19 @@ def num_scored(sequences: Seq[Sequence], start: int, stop: int) -> int:
 def score_prompts(
     sequences: Seq[Sequence], logits: NDArray[np.float32], stop: int
 ) -> list[tuple[Sequence, list[TokenLogprobs]]]:
-    """score_prompt of those that ask for it; logits [B · P, V] of P tokens before `stop` of each sequence."""
+    """Log-probabilities of prompts' tokens that are asked for; logits [B · P, V] of the P before `stop`."""
+    start = stop - len(logits) // len(sequences)
     return [
-        (sequence, score_prompt(sequence, rows, stop))
+        (
+            sequence,
+            [
+                token_logprobs(row, sequence.prompt_token_ids[position + 1], num_top)
+                for position, row in enumerate(rows, start)
+                if position >= sequence.num_unscored
+            ],
+        )
         for sequence, rows in zip(sequences, np.split(logits, len(sequences)), strict=True)
-        if sequence.scores_prompt
-    ]
-
-
-def score_prompt(sequence: Sequence, logits: NDArray[np.float32], stop: int) -> list[TokenLogprobs]:
-    """Log-probabilities of the prompt's tokens that are asked for; logits [P, V] of those before `stop`."""
-    num_top = sequence.params.prompt_logprobs
-    assert num_top is not None
-    return [
-        token_logprobs(row, sequence.prompt_token_ids[position + 1], num_top)
-        for position, row in enumerate(logits, stop - len(logits))
-        if position >= sequence.num_unscored
+        if sequence.scores_prompt and (num_top := sequence.params.prompt_logprobs) is not None
     ]
 
 

@@ -65,16 +65,12 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """What the engines have counted by now."""
         stats = {name: generator.stats() for name, generator in self._generators.items()}
-        for name, what in _COUNTERS.items():
-            counter = CounterMetricFamily(f"hgt_infer_{name}", what, labels=["model"])
-            for model, values in stats.items():
-                counter.add_metric([model], getattr(values, name))
-            yield counter
-        for name, what in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"hgt_infer_{name}", what, labels=["model"])
-            for model, values in stats.items():
-                gauge.add_metric([model], getattr(values, name))
-            yield gauge
+        for kind, numbers in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
+            for name, what in numbers.items():
+                number = kind(f"hgt_infer_{name}", what, labels=["model"])
+                for model, values in stats.items():
+                    number.add_metric([model], getattr(values, name))
+                yield number
         slots = GaugeMetricFamily("hgt_infer_slots", "Sequences that can run at once.", labels=["model"])
         for model, generator in self._generators.items():
             slots.add_metric([model], generator.num_slots)

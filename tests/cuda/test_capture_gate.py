@@ -64,7 +64,7 @@ def test_nobody_works_during_a_capture() -> None:
     with device.capturing():  # waits for the first section, and keeps the second one waiting
         seen.append("capture begins")
         with device.at_work():
-            device.synchronize()
+            device.stream.synchronize()
         thread.join(0.05)
         seen.append("capture ends")
     thread.join(10)
@@ -81,7 +81,7 @@ def test_two_threads_that_want_to_capture_amid_their_work_do_so_in_turn() -> Non
                 log.append(name)
                 threading.Event().wait(0.01)
                 log.append(name)
-            device.synchronize()
+            device.stream.synchronize()
 
     threads = [in_thread(partial(work, FakeCudaDevice(i), str(i))) for i in range(2)]
     for thread in threads:

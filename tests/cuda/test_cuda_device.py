@@ -33,7 +33,7 @@ def test_fresh_memory_is_zeroed_and_aligned() -> None:
     host[:] = 7
     with device.at_work():
         device.stream.copy_to_host(host, address)
-        device.synchronize()
+        device.stream.synchronize()
     assert (host == 0).all()
     assert not device.pinned((3, 2), np.float16).any()
     assert device.pinned((0, 2), np.float16).shape == (0, 2)

@@ -19,7 +19,7 @@ def test_columns_go_a_pitch_apart() -> None:
     host[:] = [[1, 2], [3, 4], [5, 6]]
     with device.at_work():
         device.stream.copy_columns_to_device(table.address + 4, 20, host)
-        device.synchronize()
+        device.stream.synchronize()
     table.download(3)
     assert table.host.tolist() == [[0, 1, 2, 0, 0], [0, 3, 4, 0, 0], [0, 5, 6, 0, 0]]
 
@@ -62,7 +62,7 @@ def test_an_event_tells_when_what_was_queued_before_it_is_done() -> None:
         ),
         lambda device, address, host, event: device.stream.copy_within(address, address + 8, 8),
         lambda device, address, host, event: device.stream.fill_zero(address, 8),
-        lambda device, address, host, event: device.synchronize(),
+        lambda device, address, host, event: device.stream.synchronize(),
         lambda device, address, host, event: device.event(),
         lambda device, address, host, event: device.memory(),
         lambda device, address, host, event: device.allocate(8),
@@ -81,7 +81,7 @@ def test_an_error_in_mid_run_names_the_function_and_what_cuda_says(call: Callabl
         ):
             call(device, address, host, event)
         with pytest.raises(EngineError, match="cudaErrorIllegalAddress"):  # nothing works afterwards
-            device.synchronize()
+            device.stream.synchronize()
     device.close()
 
 
@@ -89,4 +89,4 @@ def test_out_of_memory_in_any_function_is_a_memory_error() -> None:
     device = FakeCudaDevice()
     device.cudart.fail("cudaStreamSynchronize", status=cuda.OUT_OF_MEMORY)
     with device.at_work(), pytest.raises(DeviceMemoryError, match="cudaErrorMemoryAllocation"):
-        device.synchronize()
+        device.stream.synchronize()

@@ -49,7 +49,7 @@ def test_an_event_brings_nothing_that_was_queued_behind_it(device: FakeCudaDevic
         device.stream.copy_to_host(host, array.address)
         event.wait()
         assert host.tolist() == [0, 0]
-        device.synchronize()
+        device.stream.synchronize()
         assert host.tolist() == [5, 5]
 
 
@@ -93,7 +93,7 @@ def test_fresh_device_memory_is_poisoned_until_it_is_zeroed(device: FakeCudaDevi
     block = device.cudart.device_memory[address].view(np.float32)
     assert np.isnan(block).all()
     with device.at_work():
-        device.synchronize()
+        device.stream.synchronize()
     assert (block == 0).all()
 
 
@@ -124,7 +124,7 @@ def test_work_outside_of_its_section_is_refused(device: FakeCudaDevice) -> None:
         lambda: device.stream.copy_to_host(host, address),
         event.record,
         event.wait,
-        device.synchronize,
+        device.stream.synchronize,
     ):
         with pytest.raises(AssertionError, match="outside of at_work"):
             call()
@@ -152,7 +152,7 @@ def test_the_nth_allocation_or_call_can_fail(device: FakeCudaDevice) -> None:
         device.stream.fill_zero(address, 4)
         device.stream.fill_zero(address, 4)
         with pytest.raises(EngineError):
-            device.synchronize()
+            device.stream.synchronize()
 
 
 # Sessions. The graph adds a number in CPU memory to the state, in place.

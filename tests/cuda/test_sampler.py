@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from support.kernel_rows import Rows
 from support.transformers_filters import FILTERS
 
-from hgt_infer.cuda.device import GpuLimits
+from hgt_infer.cuda.runtime import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
 from hgt_infer.cuda.sampler import (
     BLOCK_SIZE,
     SOURCE,
@@ -256,13 +256,13 @@ class LimitedDevice:
     """A GPU with these limits, whose kernel can run so many clusters of each size at once."""
 
     def __init__(self, capability: tuple[int, int], max_shared_bytes: int, **max_clusters: int) -> None:
-        self._limits = GpuLimits(capability, max_shared_bytes)
+        self.attributes = {COMPUTE_CAPABILITY_MAJOR: capability[0], MAX_SHARED_BYTES_OPTIN: max_shared_bytes}
         self.max_clusters = {int(name.removeprefix("of_")): number for name, number in max_clusters.items()}
         self.defines: dict[str, int] = {}
         self.launches: list[tuple[int, int, int]] = []
 
-    def limits(self) -> GpuLimits:
-        return self._limits
+    def attribute(self, attribute: int) -> int:
+        return self.attributes[attribute]
 
     def kernel(self, *_: Any, defines: dict[str, int], **__: Any) -> LimitedDevice:
         self.defines = defines
@@ -274,7 +274,7 @@ class LimitedDevice:
         return nullcontext()
 
     def max_active_clusters(self, cluster_size: int, shared_bytes: int) -> int:
-        assert shared_bytes <= self._limits.max_shared_bytes
+        assert shared_bytes <= self.attributes[MAX_SHARED_BYTES_OPTIN]
         return self.max_clusters[cluster_size]
 
     def launch(self, num_rows: int, *, cluster_size: int, shared_bytes: int) -> None:

@@ -98,4 +98,4 @@ class FakeKernel:
 def synchronize(device: Device) -> None:
     """Wait for everything that was queued; a CPU queues nothing."""
     if isinstance(device, CudaDevice):
-        device.synchronize()
+        device.stream.synchronize()
