@@ -118,10 +118,8 @@ def read_weights(folder: Path, config: ModelConfig, *, tied: bool) -> Mapping[st
             faults.append(f"{name} of type {weight.dtype} instead of {', '.join(_FLOAT_TYPES)}")
     weights = _Weights(stored)
     if not faults:
-        for (
-            name,
-            array,
-        ) in weights.items():  # min and max carry NaN and infinity, and need no array of booleans
+        # The smallest and the largest value are NaN or infinite where any is: no array of booleans is needed.
+        for name, array in weights.items():
             if not np.isfinite([array.min(), array.max()]).all():
                 faults.append(f"{name} with NaN or infinity")
     if faults:
