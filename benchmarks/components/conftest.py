@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,36 @@ def artifact(checkpoint: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
     """Keep a result: its line is printed at the end, its values go into build/bench/CASE.json."""
-    records = request.config.stash[_records]
-    return lambda case, line, values: records.append((case, line, values))
+    config = request.config
+
+    def keep(case: str, line: str, values: dict[str, Any]) -> None:
+        config.stash[_records].append((case, line, values))
+
+    return keep
+
+
+_readings: deque[float] = deque()
+
+
+def recorded_clock() -> float:
+    """Read the next time of the rounds that `replay` gives to pytest-benchmark."""
+    return _readings.popleft()
+
+
+@pytest.fixture
+def replay(benchmark: Any) -> Callable[[Sequence[float]], None]:
+    """Register rounds that were timed before; needs the mark `benchmark(timer=recorded_clock)`.
+
+    pytest-benchmark times one side of a comparison in a row; here the sides took turns.
+    """
+
+    def register(seconds: Sequence[float]) -> None:
+        _readings.clear()
+        for duration in seconds:
+            _readings.extend((0.0, duration))
+        benchmark.pedantic(lambda: None, rounds=len(seconds))
+
+    return register
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -6,12 +6,12 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from benchmarks.components.conftest import Record
+from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
 from hgt_infer.engine.batch import Batch, BatchOutput
 from hgt_infer.engine.device_worker import DeviceWorker
@@ -71,14 +71,19 @@ class FreeRunner:
     def close(self) -> None: ...
 
 
+@pytest.mark.benchmark(timer=recorded_clock, group=CASE)
 @pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "streamed"])
-def test_engine(is_stream: bool, record: Record) -> None:
+def test_engine(
+    is_stream: bool, benchmark: Any, replay: Callable[[Sequence[float]], None], record: Record
+) -> None:
     num_steps = NUM_WARMUP_STEPS + NUM_STEPS
     step_s = engine_seconds(num_steps=num_steps, is_stream=is_stream)[NUM_WARMUP_STEPS:]
-    chunks_us = [
-        1e6 * statistics.fmean(step_s[start : start + STEPS_PER_CHUNK])
+    chunks_s = [
+        statistics.fmean(step_s[start : start + STEPS_PER_CHUNK])
         for start in range(0, NUM_STEPS, STEPS_PER_CHUNK)
     ]
+    replay(chunks_s)
+    chunks_us = [1e6 * seconds for seconds in chunks_s]
     spread = Spread.of(chunks_us)
     name = "streamed, with a stop string" if is_stream else "plain"
     line = (

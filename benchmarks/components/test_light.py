@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.components.conftest import Record
+import pytest
+
+from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.bounds import memory_budget_mb
 from benchmarks.measure.fresh_processes import FIRST_TOKEN, first_token_s, in_fresh_processes
 from hgt_infer.artifact.folder import read_artifact
@@ -34,10 +38,15 @@ print(json.dumps({f"{name}_mb": number / 1e6 for name, number in memory_bytes().
 NUM_SLOTS, MAX_LENGTH, NUM_POSITIONS_USED = 16, 1024, 4 + 64
 
 
-def test_import(num_rounds: int, record: Record) -> None:
+@pytest.mark.benchmark(timer=recorded_clock)
+def test_import(
+    num_rounds: int, benchmark: Any, replay: Callable[[Sequence[float]], None], record: Record
+) -> None:
     rounds = in_fresh_processes(IMPORT, num_rounds=num_rounds)
     seconds = [round_["hgt_infer_s"] for round_ in rounds]
+    replay(seconds)
     dependencies_s = statistics.median(round_["dependencies_s"] for round_ in rounds)
+    benchmark.extra_info["dependencies_s"] = dependencies_s
     line = (
         f"import hgt_infer: {1e3 * statistics.median(seconds):.0f} ms "
         f"on top of {1e3 * dependencies_s:.0f} ms of onnxruntime and tokenizers"
@@ -45,11 +54,20 @@ def test_import(num_rounds: int, record: Record) -> None:
     record(CASE, line, {"name": "import", "rounds": rounds})
 
 
-def test_first_token(artifact: Path, num_rounds: int, record: Record) -> None:
+@pytest.mark.benchmark(timer=recorded_clock)
+def test_first_token(
+    artifact: Path,
+    num_rounds: int,
+    benchmark: Any,
+    replay: Callable[[Sequence[float]], None],
+    record: Record,
+) -> None:
     """The files are in the page cache: the first process, which is not counted, read them."""
     rounds = in_fresh_processes(FIRST_TOKEN, str(artifact), "cpu", num_rounds=num_rounds)
     seconds = [first_token_s(round_) for round_ in rounds]
+    replay(seconds)
     medians = {name: statistics.median(round_[name] for round_ in rounds) for name in rounds[0]}
+    benchmark.extra_info.update(medians)
     parts = ", ".join(f"{name.removesuffix('_s')} {value:.2f} s" for name, value in medians.items())
     precision = read_artifact(artifact).precision
     line = f"GPT-2 124M in {precision} to the first token: {statistics.median(seconds):.2f} s ({parts})"

@@ -7,7 +7,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.components.conftest import Record
+from benchmarks.components.conftest import Record, recorded_clock
 from benchmarks.measure.comparison import Spread
 from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.fresh_processes import in_fresh_processes
@@ -94,13 +94,19 @@ def write_csv(path: Path) -> Path:
     return path
 
 
+@pytest.mark.benchmark(timer=recorded_clock)
 @pytest.mark.parametrize("write", [write_archive, write_api_lines, write_csv], ids=["archive", "api", "csv"])
 def test_tweets_into_a_dataset(
-    write: Callable[[Path], Path], tmp_path: Path, num_rounds: int, record: Record
+    write: Callable[[Path], Path],
+    tmp_path: Path,
+    num_rounds: int,
+    replay: Callable[[Sequence[float]], None],
+    record: Record,
 ) -> None:
     path = write(tmp_path / "tweets")
     rounds = in_fresh_processes(BUILD, str(path), num_rounds=num_rounds)
     seconds = [values["read_and_clean_s"] + values["lay_out_s"] for values in rounds]
+    replay(seconds)
     assert {values["num_tweets"] for values in rounds} == {NUM_TWEETS}
     rate = Spread.of([NUM_TWEETS / duration for duration in seconds])
     name = write.__name__.removeprefix("write_")
@@ -113,7 +119,10 @@ def test_tweets_into_a_dataset(
     record(CASE, line, values)
 
 
-def test_memory_over_millions_of_tweets(tmp_path: Path, record: Record) -> None:
+@pytest.mark.benchmark(timer=recorded_clock)
+def test_memory_over_millions_of_tweets(
+    tmp_path: Path, replay: Callable[[Sequence[float]], None], record: Record
+) -> None:
     records = sample_records(10_000)
     results = []
     for num_tweets in (NUM_MANY_TWEETS // 10, NUM_MANY_TWEETS):
@@ -124,6 +133,7 @@ def test_memory_over_millions_of_tweets(tmp_path: Path, record: Record) -> None:
         [values] = in_fresh_processes(BUILD, str(path), num_rounds=1, num_warmups=0)
         results.append(values | {"file_mb": path.stat().st_size / 1e6})
         path.unlink()
+    replay([values["read_and_clean_s"] + values["lay_out_s"] for values in results])
     fewer, more = results
     per_tweet = 1e6 * (more["peak_mb"] - fewer["peak_mb"]) / (more["num_tweets"] - fewer["num_tweets"])
     line = (
@@ -134,6 +144,7 @@ def test_memory_over_millions_of_tweets(tmp_path: Path, record: Record) -> None:
     record(CASE, line, {"memory": results, "bytes_per_tweet": per_tweet})
 
 
+@pytest.mark.benchmark(timer=recorded_clock)
 @pytest.mark.parametrize(
     ("size", "block_size", "batch_size", "num_steps"),
     [("overhead alone", 16, 4, 200), ("scratch", 256, 4, 40), ("distilgpt2", 256, 1, 12)],
@@ -145,6 +156,7 @@ def test_trainer_beside_a_bare_loop(
     num_steps: int,
     tmp_path: Path,
     num_rounds: int,
+    replay: Callable[[Sequence[float]], None],
     record: Record,
 ) -> None:
     """The same model, batches, optimizer, clipping and schedule; a round is its median step."""
@@ -159,6 +171,7 @@ def test_trainer_beside_a_bare_loop(
             duration, losses[name] = sides[name](model, blocks, batch_size, tmp_path)
             seconds[name].append(duration)
     assert losses["trainer"] == pytest.approx(losses["bare loop"], abs=1e-3)  # both learned the same
+    replay(seconds["trainer"])
     ratio = Spread.of([ours / bare for ours, bare in zip(*seconds.values(), strict=True)])
     num_tokens = batch_size * block_size
     rates = {name: num_tokens / statistics.median(of_side) for name, of_side in seconds.items()}
