@@ -4,7 +4,8 @@
 BASE ?= scratch
 HANDLE ?= goose_lantern
 SEED ?= 1
-WORKERS ?= 2
+# One more than the two cores that the tests are timed on: some wait for processes and services.
+WORKERS ?= 3
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python

@@ -35,6 +35,11 @@ class OutputText:
         ('awake', 'I am ')
     """
 
+    __slots__ = (
+        *("_decoder", "_held", "_include_stop", "_num_taken", "_pieces"),
+        *("_state", "_stop_strings", "_token_bytes"),
+    )
+
     def __init__(
         self, token_bytes: Sequence[bytes], stop: tuple[str, ...] = (), include_stop: bool = False
     ) -> None:
@@ -107,6 +112,8 @@ class _StopStrings:
     Attributes:
         num_held: per state, bytes of the longest end of the stream from which a stop string goes on.
     """
+
+    __slots__ = ("_matches", "_next", "_shorter", "num_held")
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._next: dict[int, int] = {}  # state * 256 + byte → state
