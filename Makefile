@@ -4,8 +4,7 @@
 BASE ?= scratch
 HANDLE ?= goose_lantern
 SEED ?= 1
-# One more than the two cores that the tests are timed on: some wait for processes and services.
-WORKERS ?= 3
+WORKERS ?= 2
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python

@@ -40,7 +40,7 @@ def fake(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Subject:
         opened[-1].cudart.other_bytes = others
         return [opened[-1]]
 
-    for module, name in ((correctness, "NUM_SLOTS"), (correctness, "CAPTURED_SLOTS"), (soak, "NUM_SLOTS")):
+    for module, name in ((correctness, "NUM_SLOTS"), (soak, "NUM_SLOTS")):
         monkeypatch.setattr(module, name, 8)
     monkeypatch.setattr(correctness, "DRAW_SLOTS", 16)
     monkeypatch.setattr("hgt_infer.opening.open_devices", open_fakes)

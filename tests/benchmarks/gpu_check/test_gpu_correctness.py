@@ -65,8 +65,8 @@ def test_wrong_logits_fail(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_kind_of_settings_that_parts_fails(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all, sides = correctness.run_all, iter(["captured", "eager"] * 2)
 
-    def changed(made: Any, sequences: Any) -> Any:
-        rows = run_all(made, sequences)
+    def changed(*arguments: Any) -> Any:
+        rows = run_all(*arguments)
         if next(sides) == "captured":
             rows = [(*ids[:1], -1, *ids[2:]) if n % 4 == 3 else ids for n, ids in enumerate(rows)]
         return rows

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.scale import TRIAL
 from benchmarks.gpu_check.steps import steps, verify_export
-from benchmarks.gpu_check.subject import Subject, read_texts
+from benchmarks.gpu_check.subject import TEXTS, Subject
 from benchmarks.measure.checkpoints import write_numpy_checkpoint
 from hgt_infer.export.verify import TOLERANCES
 from training.corpus.cleaning import clean
@@ -40,7 +40,7 @@ def test_tweets_workload_is_as_long_as_asked_and_has_the_tweets_lengths(subject:
 
 
 def test_texts_are_those_of_the_sample_archive() -> None:
-    texts = read_texts()
+    texts = TEXTS.read_text(encoding="utf-8").splitlines()
     kept = list(clean(read_tweets([ROOT / "training" / "sample" / "tweets.js"])).kept)
     assert len(texts) >= 64
     assert texts == kept[: len(texts)]
