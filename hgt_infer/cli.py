@@ -65,13 +65,12 @@ def _option(setting: Setting) -> inspect.Parameter:
     """A setting of sampling as typer takes an option."""
     names = [f"--{setting.name.replace('_', '-')}", *(["-n"] if setting.name == "n" else [])]
     kind, metavar = setting.type, None
-    if setting.name == "stop":
-        kind, metavar = list[str] | None, "TEXT"
-    elif setting.default is None:
-        kind |= None
     description = setting.description[:1].upper() + setting.description[1:]
     if setting.name == "stop":
+        kind, metavar = list[str] | None, "TEXT"
         description += " May be repeated."
+    elif setting.default is None:
+        kind |= None
     option = typer.Option(*names, help=description, metavar=metavar, show_default=setting.name == "n")
     return inspect.Parameter(
         setting.name,

@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hgt_infer.engine.batch import Batch, BatchOutput
 from hgt_infer.engine.scheduler import Scheduler
@@ -36,8 +35,7 @@ class Runner(Protocol):
         """Free what it holds on its device; nothing else is called afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollectedBatch:
+class CollectedBatch(NamedTuple):
     """A batch that has run.
 
     Attributes:

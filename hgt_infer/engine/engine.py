@@ -92,7 +92,13 @@ class Engine:
     def _drop_cancelled(self, worker: DeviceWorker) -> None:
         cancelled, worker.cancelled = worker.cancelled, []
         for request in cancelled:
-            self._statistics.record_cancelled(len(worker.scheduler.cancel(request)))
+            self._statistics.record_cancelled(self._cancel_here(worker, request))
+
+    def _cancel_here(self, worker: DeviceWorker, request: Request) -> int:
+        """Free what a request has waiting, or running on a device; return how many sequences that were."""
+        num_cancelled = len(worker.scheduler.cancel(request))
+        self._has_room.notify_all()
+        return num_cancelled
 
     def _record(self, worker: DeviceWorker, collected: CollectedBatch) -> None:
         batch, output = collected.batch, collected.output
@@ -141,10 +147,8 @@ class Engine:
             for other in self.workers:
                 if other is not worker:
                     other.cancelled.append(request)
-            num_cancelled = len(worker.scheduler.cancel(request))
             self._has_work.notify_all()
-            self._has_room.notify_all()
-            return num_cancelled
+            return self._cancel_here(worker, request)
 
     def _fail_requests(self, worker: DeviceWorker, reason: str, cause: BaseException | None = None) -> None:
         """End the engine, and tell those whose sequences wait or run here; each device's thread does."""
@@ -153,7 +157,7 @@ class Engine:
             running = {sequence.request for sequence in worker.scheduler.running}
             requests = {*self._waiting.requests} | running
             for request in requests:
-                self._statistics.record_failed(len(worker.scheduler.cancel(request)))
+                self._statistics.record_failed(self._cancel_here(worker, request))
             warmups, worker.warmups = worker.warmups, []
             self._has_work.notify_all()
             self._has_room.notify_all()
