@@ -27,7 +27,7 @@ from hgt_infer.export.sampling_graph import build_sampler
 from hgt_infer.export.verify import verify
 from hgt_infer.runtime.device import OpenDevice, no_device
 
-EXPORTER_VERSION = "6"
+EXPORTER_VERSION = "7"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
 
 

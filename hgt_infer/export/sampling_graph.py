@@ -23,6 +23,9 @@ from hgt_infer.sampling.settings import GRAPH_MAX_TOP_K
 NARROW_WINDOW, NARROW_MAX_TOP_K = 64, 50
 """Window and largest top_k of rows that need no more: TopK takes half the time where all of a batch do."""
 
+WIDE_WINDOW = GRAPH_MAX_TOP_K + 1
+"""Window of all other rows. A window is larger than top_k, so that it shows ties that go on behind top_k."""
+
 NO_WEIGHT = 1e-30
 """Lighter tokens count as impossible: no uniform of 24 bits and no float32 sum tells them from 0."""
 
@@ -113,7 +116,7 @@ class _Window:
     total: Value  # sum of the weights
     last_logit: Value
     min_weight: Value  # of a token that is drawn
-    holds_all: Value  # every token that can be drawn; without meaning where top_k is the window's size
+    holds_all: Value  # every token that can be drawn
     no_top_k: Value
     is_unfiltered: Value  # no top_k, top_p or min_p: drawn from the whole softmax, whatever the window holds
     is_broken: Value  # more ties with the k-th logit than fit, or no largest logit
@@ -177,7 +180,7 @@ class _Sampler:
         is_unfiltered = op.And(no_top_k, op.Not(is_filtered))
         has_small_top_k = op.And(op.Not(no_top_k), op.LessOrEqual(rows.top_k, NARROW_MAX_TOP_K))
         is_narrow = op.Or(is_unfiltered, has_small_top_k)
-        narrow, wide = (min(size, self.vocab_size) for size in (NARROW_WINDOW, GRAPH_MAX_TOP_K))
+        narrow, wide = (min(size, self.vocab_size) for size in (NARROW_WINDOW, WIDE_WINDOW))
         size = op.Where(is_narrow, narrow, wide)
         last = op.Sub(size, 1)
         largest_size = op.Where(_any(op, op.Not(is_narrow)), [wide], [narrow])
@@ -191,9 +194,9 @@ class _Sampler:
         before = op.CumSum(weights, 1, exclusive=1)
         total = op.Add(_column(op, before, -1), _column(op, weights, -1))
         min_weight = op.Max(rows.min_p, NO_WEIGHT)
-        holds_all = op.Less(op.GatherElements(weights, last, axis=1), min_weight)
-        is_larger_than_k = op.And(op.Not(no_top_k), op.Less(rows.top_k, size))
-        splits_ties = op.And(is_larger_than_k, op.Not(holds_all))
+        is_last_light = op.Less(op.GatherElements(weights, last, axis=1), min_weight)
+        holds_all = op.Or(is_last_light, op.Equal(size, self.vocab_size))
+        splits_ties = op.And(op.Not(no_top_k), op.Not(holds_all))
         return _Window(
             ids=ids,
             weights=weights,

@@ -19,7 +19,7 @@ from support.kernel_rows import Rows
 from support.transformers_filters import FILTERS, exact_probs, params_of
 
 from hgt_infer.engine.sequence import SequenceParams
-from hgt_infer.export.sampling_graph import NARROW_MAX_TOP_K, NARROW_WINDOW
+from hgt_infer.export.sampling_graph import NARROW_MAX_TOP_K, NARROW_WINDOW, WIDE_WINDOW
 from hgt_infer.sampling.host import filtered_probs
 from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS
 from hgt_infer.sampling.settings import GRAPH_MAX_TOP_K, graph_settings
@@ -95,7 +95,7 @@ def test_the_graph_and_the_kernel_draw_the_hosts_distribution(
     if len(drawn):  # the graph leaves a row whose ties its window does not hold
         assert_follows(drawn, filtered_probs(logits, params))
     else:
-        window = NARROW_WINDOW if params.top_k <= NARROW_MAX_TOP_K else GRAPH_MAX_TOP_K
+        window = NARROW_WINDOW if params.top_k <= NARROW_MAX_TOP_K else WIDE_WINDOW
         assert (logits >= np.sort(logits)[-params.top_k]).sum() > window
 
 
@@ -106,7 +106,7 @@ def test_the_graph_accepts_the_candidates_that_the_host_keeps(logits: Logits, to
     params = params_of(temperature=3.0, top_p=top_p)
     probs = filtered_probs(logits, params_of(temperature=3.0))
     kept = filtered_probs(logits, params) > 0
-    assert kept.sum() > GRAPH_MAX_TOP_K
+    assert kept.sum() > WIDE_WINDOW
     middles = np.repeat((np.cumsum(probs) - probs / 2)[:, None], GRAPH_UNIFORMS, axis=1)
     token_ids, unresolved = sampler_of(V)(logits, middles, temperature=3.0, top_p=top_p)
     np.testing.assert_array_equal(~unresolved, kept)
