@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Options of the command line.
 TINY = ["--base", "scratch", "--hidden-size", "64", "--num-layers", "1", "--vocab-size", "400"]
 TINY += ["--block-size", "64", "--batch-size", "4", "--epochs", "2", "--learning-rate", "0.005"]
-TINY += ["--evaluations", "2", "--no-preview"]
+TINY += ["--evaluations", "2", "--no-preview", "--no-tweets-apart"]
 
 TINY_MODEL = ScratchModel(vocab_size=400, hidden_size=64, num_layers=1, dropout=0.1)
 TINY_RUN = HyperParameters(epochs=2, learning_rate=5e-3, block_size=64, batch_size=4)

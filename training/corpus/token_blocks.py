@@ -18,8 +18,8 @@ from training.corpus.text_store import TextStore
 
 TEXTS_AT_ONCE = 4096
 
-Block = dict[str, NDArray[np.int64]]
-"""`input_ids`, `labels` and, where texts are apart, `position_ids`, [tokens] each."""
+Block = dict[str, NDArray[Any]]
+"""`input_ids`, `labels` and, where texts are apart, `position_ids`, else `attention_mask`, [tokens] each."""
 
 
 @dataclass(frozen=True)
@@ -135,4 +135,7 @@ class TokenBlocks:
             in_file = np.arange(start, start + len(token_ids))
             text = np.searchsorted(beginnings, in_file, side="right") - 1
             block["position_ids"] = (in_file - beginnings[text]) % self._context  # a longer text is cut
+        else:
+            # All of it. Without one transformers looks for texts that are apart, and makes a mask for them.
+            block["attention_mask"] = np.ones(len(token_ids), np.bool_)
         return block

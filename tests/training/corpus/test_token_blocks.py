@@ -91,6 +91,8 @@ def test_labels_are_the_tokens_and_a_block_beyond_the_end_is_none() -> None:
     blocks = TokenBlocks(texts_of([3, 4]), np.array([0, 1]), 4)
     assert blocks[0]["labels"].tolist() == blocks[0]["input_ids"].tolist()
     assert blocks[0]["labels"].dtype == np.int64
+    assert blocks[0]["attention_mask"].tolist() == [True] * 4
+    assert "attention_mask" not in TokenBlocks(texts_of([3]), np.array([0]), 4, apart=True)[0]
     for index in (-1, len(blocks)):
         with pytest.raises(IndexError):
             blocks[index]

@@ -27,10 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from training.corpus.dataset import make_dataset
 from training.errors import DivergedError, HyperParameterError
-from training.learning.finetune import (
-    last_whole_checkpoint,
-    resolve_precision,
-)
+from training.learning.finetune import TrainingReport, last_whole_checkpoint, resolve_precision
 from training.learning.presets import HyperParameters, Lora, RunOptions, ScratchModel
 from training.learning.trainer import summed_loss
 
@@ -97,12 +94,17 @@ def test_the_newest_whole_training_checkpoint_is_gone_on_with(tmp_path: Path) ->
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_two_processes_give_what_one_gives_on_the_same_batch(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    hyper_parameters = dataclasses.replace(TINY_RUN, batch_size=8)
-    model = dataclasses.replace(TINY_MODEL, dropout=0.0)
-    one = train(tmp_path / "one", base=model, hyper_parameters=hyper_parameters)
+WITHOUT_DROPOUT = dataclasses.replace(TINY_MODEL, dropout=0.0)
 
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> TrainingReport:
+    """What one process gives with batches of 8."""
+    large = dataclasses.replace(TINY_RUN, batch_size=8)
+    return train(tmp_path_factory.mktemp("one"), base=WITHOUT_DROPOUT, hyper_parameters=large)
+
+
+def test_two_processes_give_what_one_gives_on_the_same_batch(one: TrainingReport, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     processes = [start(train_as_one_of_two, tmp_path / "two", rank, port) for rank in (0, 1)]
@@ -116,14 +118,11 @@ def test_two_processes_give_what_one_gives_on_the_same_batch(tmp_path: Path) -> 
     assert reports[0]["loss_after"] == reports[1]["loss_after"] == pytest.approx(one.loss_after, abs=1e-3)
 
 
-def test_accumulated_batches_give_what_one_large_batch_gives(tmp_path: Path) -> None:
-    model = dataclasses.replace(TINY_MODEL, dropout=0.0)
-    large = dataclasses.replace(TINY_RUN, batch_size=8)
+def test_accumulated_batches_give_what_one_large_batch_gives(one: TrainingReport, tmp_path: Path) -> None:
     parts = dataclasses.replace(TINY_RUN, batch_size=2, gradient_accumulation=4)
-    first = train(tmp_path / "large", base=model, hyper_parameters=large)
-    second = train(tmp_path / "parts", base=model, hyper_parameters=parts)
-    assert first.num_steps == second.num_steps
-    assert first.loss_after == pytest.approx(second.loss_after, abs=1e-3)
+    report = train(tmp_path, base=WITHOUT_DROPOUT, hyper_parameters=parts)
+    assert report.num_steps == one.num_steps
+    assert report.loss_after == pytest.approx(one.loss_after, abs=1e-3)
 
 
 def test_gradient_checkpointing_changes_no_weight_but_by_rounding(whole: Path, tmp_path: Path) -> None:
