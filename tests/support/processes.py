@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,50 @@ def start(target: Callable[..., Any], *args: object) -> BaseProcess:
     return process
 
 
-def train_by_command(
-    arguments: list[str],
-    output: Path,
-    max_file_bytes: int | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> None:
+def fork(target: Callable[..., Any], *args: object) -> BaseProcess:
+    """Start a process that calls a function which uses neither PyTorch nor threads."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def train_by_command(arguments: list[str], output: Path, max_file_bytes: int | None = None) -> None:
     """Run `python -m training`, with its output in a file, and end with its status."""
-    with output.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ |= environment or {}
+    print_to(output)
     if max_file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     from training.__main__ import main
 
     sys.exit(main(arguments))
+
+
+def train_by_torchrun(arguments: list[str], output: Path) -> None:
+    """Run `torchrun --standalone --nproc-per-node=2 -m training`, with the output of both in a file."""
+    print_to(output)
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from training.__main__ import main
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="training",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    statuses = elastic_launch(config, main)(arguments)
+    sys.exit(max(statuses.values()))
+
+
+def print_to(output: Path) -> None:
+    """Have all that this process and its children print from now on in a file."""
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def train_and_die(folder: Path, place: str) -> None:

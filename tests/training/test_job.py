@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from support.paths import ROOT
+from support.processes import start, train_by_torchrun
 from support.small_run import TINY, write_archive
 
 from training.__main__ import main
@@ -23,10 +20,11 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text("utf-8"))
 
 
+@pytest.mark.integration
 def test_several_people_become_one_model(arguments: list[str], tmp_path: Path) -> None:
     gull = write_archive(tmp_path / "gull.js", num_tweets=400)
     more = ["--handle", "A_gull", "--tweets", str(gull), "--name", "Goose", "--name", "Gull"]
-    assert main([*arguments, *more, *TINY, "--seed", "1"]) == 0
+    assert main([*arguments, *more, *TINY, *SHORT, "--seed", "1"]) == 0
     record = read(tmp_path / "out" / "model", "dataset.json")
     assert record["handle"] == "A_gull-goose"
     assert [user["name"] for user in record["users"]] == ["Gull", "Goose"]
@@ -82,17 +80,11 @@ def test_a_sweep_whose_trial_dies_goes_on_with_it(
 
 @pytest.mark.integration
 def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, "-m", "training", *arguments, *TINY, "--seed", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("tweets downloaded") == 1
+    launched = start(train_by_torchrun, [*arguments, *TINY, "--seed", "1"], tmp_path / "printed")
+    launched.join(240)
+    printed = (tmp_path / "printed").read_text()
+    assert launched.exitcode == 0, printed
+    assert printed.count("tweets downloaded") == 1
     training = read(tmp_path / "out" / "model", "training.json")
     assert training["num_processes"] == 2
     assert training["evaluation"]["loss_after"] < training["evaluation"]["loss_before"]
@@ -102,7 +94,8 @@ def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_pa
 @pytest.mark.integration
 def test_a_whole_run_has_pictures_samples_and_records(arguments: list[str], tmp_path: Path) -> None:
     options = [option for option in TINY if option != "--no-preview"]
-    assert main([*arguments, *options, "--report-to", "wandb", "tensorboard", "mlflow", "--seed", "1"]) == 0
+    options += [*SHORT, "--report-to", "wandb", "tensorboard", "mlflow", "--seed", "1"]
+    assert main([*arguments, *options]) == 0
     model = tmp_path / "out" / "model"
     sizes = {"preview.png": (1200, 630), "bot.png": (400, 400), "pipeline.png": (1200, 300)}
     for name, size in sizes.items():

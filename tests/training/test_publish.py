@@ -24,8 +24,9 @@ from training.publish import checkpoint_files
 SAMPLE = """
 import json, sys
 from hgt_infer import Generator
-with Generator(sys.argv[1], device="cpu") as generator:
-    print(json.dumps(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8)))
+for model in sys.argv[1:]:
+    with Generator(model, device="cpu") as generator:
+        print(json.dumps(generator("My dream is", num_return_sequences=2, seed=1, max_new_tokens=8)))
 """
 
 
@@ -118,16 +119,12 @@ def test_files_arrive_in_one_commit_and_make_a_model(checkpoint: Path, hub: Hub,
     for path, content in files.items():
         (downloaded / path).parent.mkdir(parents=True, exist_ok=True)
         (downloaded / path).write_bytes(content)
-    texts = []
     with hub_stand_in.serve({"me/goose": downloaded}) as served:
-        for model in ("me/goose", str(downloaded / "onnx")):
-            command = [sys.executable, "-c", SAMPLE, model]
-            environment = hub_environment(tmp_path, served.endpoint)
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-            )
-            assert done.returncode == 0, done.stderr
-            texts.append(json.loads(done.stdout))
+        command = [sys.executable, "-c", SAMPLE, "me/goose", str(downloaded / "onnx")]
+        environment = hub_environment(tmp_path, served.endpoint)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    texts = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(texts[0]) == 2
     assert texts[0] == texts[1]
 

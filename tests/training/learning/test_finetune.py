@@ -52,6 +52,7 @@ class Losses(TrainerCallback):  # type: ignore[misc]
         return [entry[name] for entry in self.entries if name in entry]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("place", "left"),
     [
@@ -104,6 +105,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> TrainingReport:
     return train(tmp_path_factory.mktemp("one"), base=WITHOUT_DROPOUT, hyper_parameters=large)
 
 
+@pytest.mark.integration
 def test_two_processes_give_what_one_gives_on_the_same_batch(one: TrainingReport, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -163,8 +165,9 @@ def test_tweets_that_are_apart_are_learned_and_evaluated_by_themselves(tmp_path:
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("linear", 0.0), ("constant", 5e-3)])
 def test_the_learning_rate_rises_and_follows_its_schedule(tmp_path: Path, schedule: Any, last: float) -> None:
     losses = Losses()
+    dataset = small_dataset(epochs=1, eval_fraction=0)
     hyper_parameters = dataclasses.replace(TINY_RUN, schedule=schedule, warmup_ratio=0.2)
-    train(tmp_path, dataset=small_dataset(epochs=1), hyper_parameters=hyper_parameters, callbacks=[losses])
+    train(tmp_path, dataset=dataset, hyper_parameters=hyper_parameters, callbacks=[losses])
     rates = losses.of("learning_rate")
     assert rates[0] < rates[1] < rates[2] < 5e-3  # 5 steps of 24, a loss logged at each
     assert max(rates) == pytest.approx(5e-3)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import start, sweep_and_die, valley
+from support.processes import fork, sweep_and_die, valley
 
 from training.errors import DivergedError, TrainingError
 from training.learning.presets import FINE_TUNING, SCRATCH, HyperParameters
@@ -36,9 +36,15 @@ def tried(result: SweepResult) -> list[HyperParameters]:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `searched`, not to be gone on with."""
+    return tmp_path_factory.mktemp("searched")
+
+
+@pytest.fixture(scope="module")
+def searched(study: Path) -> SweepResult:
     """40 trials of the seed 5."""
-    return run(tmp_path_factory.mktemp("searched"), num_trials=40)
+    return run(study, num_trials=40)
 
 
 def test_first_trial_is_the_base_and_the_best_has_the_lowest_loss(searched: SweepResult) -> None:
@@ -68,7 +74,7 @@ def test_trials_keep_to_the_ranges_of_huggingtweets(searched: SweepResult) -> No
 
 
 def test_random_weights_are_searched_around_their_own_learning_rate(tmp_path: Path) -> None:
-    trials = tried(run(tmp_path, base=SCRATCH, scratch=True, num_trials=20))
+    trials = tried(run(tmp_path, base=SCRATCH, scratch=True, num_trials=10))
     assert trials[0] == SCRATCH
     rates = [parameters.learning_rate / SCRATCH.learning_rate for parameters in trials]
     assert all(1 / 31 < rate < 31 for rate in rates)
@@ -77,22 +83,22 @@ def test_random_weights_are_searched_around_their_own_learning_rate(tmp_path: Pa
 
 def test_a_seed_gives_the_same_trials_and_another_seed_others(searched: SweepResult, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    assert tried(run(tmp_path, num_trials=12)) == tried(searched)[:12]
+    assert tried(run(tmp_path, num_trials=2)) == tried(searched)[:2]
     assert tried(run(tmp_path / "other", num_trials=2, seed=6))[1] != tried(searched)[1]
 
 
 def test_trials_of_an_earlier_start_count(tmp_path: Path) -> None:
-    first = run(tmp_path, num_trials=5)
+    first = run(tmp_path, num_trials=2)
     numbers: list[int] = []
 
     def noted(parameters: HyperParameters, number: int) -> float:
         numbers.append(number)
         return valley(parameters)
 
-    assert run(tmp_path, noted, num_trials=8).trials[:5] == first.trials
-    assert numbers == [5, 6, 7]
-    assert len(run(tmp_path, noted, num_trials=3).trials) == 8
-    assert numbers == [5, 6, 7]
+    assert run(tmp_path, noted, num_trials=4).trials[:2] == first.trials
+    assert numbers == [2, 3]
+    assert len(run(tmp_path, noted, num_trials=3).trials) == 4
+    assert numbers == [2, 3]
 
 
 @pytest.mark.parametrize("at", [0, 1, 10])
@@ -115,8 +121,9 @@ def test_interrupted_sweep_tries_the_same_as_one_that_was_not(
     assert tried(result) == tried(searched)[: at + 2]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of a fork
 def test_killed_sweep_is_gone_on_with(searched: SweepResult, tmp_path: Path) -> None:
-    killed = start(sweep_and_die, tmp_path / "sweep.db", 2)
+    killed = fork(sweep_and_die, tmp_path / "sweep.db", 2)
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     result = run(tmp_path, num_trials=5)
@@ -157,10 +164,10 @@ def test_another_error_ends_the_sweep(tmp_path: Path) -> None:
         ({"scratch": True}, "scratch"),
     ],
 )
-def test_study_of_another_run_is_an_error(tmp_path: Path, changes: dict[str, object], name: str) -> None:
-    run(tmp_path, num_trials=1)
+@pytest.mark.usefixtures("searched")
+def test_study_of_another_run_is_an_error(study: Path, changes: dict[str, object], name: str) -> None:
     with pytest.raises(TrainingError, match=f"another {name}"):
-        run(tmp_path, num_trials=2, **changes)  # type: ignore[arg-type]
+        run(study, num_trials=41, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_trials", [0, -1, 1001])
@@ -199,12 +206,12 @@ def test_table_has_the_best_trial_first_and_diverged_ones_last(capsys: pytest.Ca
     assert len({len(line) for line in lines}) == 1
 
 
-def test_records_are_plain_json_values(tmp_path: Path) -> None:
-    records = run(tmp_path, num_trials=2).records()
+def test_records_are_plain_json_values(searched: SweepResult) -> None:
+    records = searched.records()
     assert json.loads(json.dumps(records, allow_nan=False)) == records
     assert records[0]["hyper_parameters"]["learning_rate"] == FINE_TUNING.learning_rate
 
 
 def test_sweep_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, num_trials=3)
+    run(tmp_path, num_trials=2)
     assert capfd.readouterr() == ("", "")

@@ -128,7 +128,7 @@ def test_a_value_that_never_ends_is_refused(start: str, monkeypatch: pytest.Monk
     def for_ever() -> Iterator[bytes]:
         yield start.encode()
         filler = (
-            b'"b": 1, ' * 8192
+            (b'"b": "' + b"x" * 500 + b'", ') * 128
             if start == "{"
             else b'{"a": [' + b"1," * 30_000
             if start == "["
