@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from training.job import tweet_records
 from training.tracking.run import TrackedRun
@@ -62,10 +63,12 @@ def record(run: TrackedRun, *names: str, entries: list[Entry] = ENTRIES) -> None
 
 
 def record_with_a_service_that_dies(root: Path) -> None:
-    """Kill the service of Weights & Biases while a run is recorded."""
+    """Kill the service of Weights & Biases while a run is recorded; print what another tracker heard."""
     import psutil
 
-    with tracked(["wandb", "tensorboard"], a_run(root)) as trackers:
+    other = Mock(failures=(OSError,))
+    with tracked(["wandb"], a_run(root)) as trackers:
+        trackers.add("other", other)
         trackers.log(ENTRIES[0])
         for process in psutil.Process().children(recursive=True):
             process.kill()
@@ -73,3 +76,4 @@ def record_with_a_service_that_dies(root: Path) -> None:
         for entry in ENTRIES[1:] * 3:
             trackers.log(entry)
         trackers.log_model(TRAINING)
+    print(f"{other.log.call_count} entries, {other.log_model.call_count} model")

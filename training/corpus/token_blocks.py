@@ -71,7 +71,7 @@ class TokenBlocks:
     """A file of texts with `<|endoftext|>` before, between and after them, cut into blocks of equal length.
 
     The rest that fills no block is dropped: it is under one block of several epochs, and blocks of one length
-    need neither padding nor a mask. Only a file shorter than one block stays, as a single short block.
+    need no padding. Only a file shorter than one block stays, as a single short block.
 
     Args:
         texts: the token ids of each text.

@@ -138,7 +138,8 @@ def test_gradient_checkpointing_changes_no_weight_but_by_rounding(whole: Path, t
 def test_passes_read_a_file_of_one_epoch_several_times(tmp_path: Path) -> None:
     losses = Losses()
     passes = dataclasses.replace(TINY_RUN, epochs=3, epoch_layout="passes")
-    report = train(tmp_path, dataset=small_dataset(epochs=1), hyper_parameters=passes, callbacks=[losses])
+    dataset = small_dataset(num_tweets=110, epochs=1)
+    report = train(tmp_path, dataset=dataset, hyper_parameters=passes, callbacks=[losses])
     blocks = report.num_training_tokens // 64
     assert report.num_steps == 3 * -(-blocks // 4)
     assert losses.entries[-1]["epoch"] == pytest.approx(3)

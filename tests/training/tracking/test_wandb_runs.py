@@ -247,5 +247,4 @@ def test_service_that_dies_is_warned_of_once_and_training_goes_on(tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: wandb stops recording, training goes on: ") == 1
     assert done.stderr.count("\n") == 1
-    assert "to upload" not in done.stdout
-    assert list((tmp_path / ".model.training" / "checkpoint" / "tensorboard").iterdir())
+    assert done.stdout == "7 entries, 1 model\n"
