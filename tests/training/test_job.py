@@ -13,6 +13,8 @@ from support.small_run import TINY, write_archive
 
 from training.__main__ import main
 
+pytestmark = pytest.mark.integration
+
 SHORT = ["--block-size", "64", "--batch-size", "8", "--epochs", "1"]
 
 
@@ -20,7 +22,6 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text("utf-8"))
 
 
-@pytest.mark.integration
 def test_several_people_become_one_model(arguments: list[str], tmp_path: Path) -> None:
     gull = write_archive(tmp_path / "gull.js", num_tweets=400)
     more = ["--handle", "A_gull", "--tweets", str(gull), "--name", "Goose", "--name", "Gull"]
@@ -34,7 +35,6 @@ def test_several_people_become_one_model(arguments: list[str], tmp_path: Path) -
     assert r"| Data | \@A\_gull | \@goose |" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
-@pytest.mark.integration
 def test_a_sweep_keeps_the_best_checkpoint_and_tells_of_all_trials(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,7 +53,6 @@ def test_a_sweep_keeps_the_best_checkpoint_and_tells_of_all_trials(
     assert not [path for path in model.iterdir() if path.is_dir()]
 
 
-@pytest.mark.integration
 def test_a_sweep_whose_trial_dies_goes_on_with_it(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +77,6 @@ def test_a_sweep_whose_trial_dies_goes_on_with_it(
     assert read(tmp_path / "out" / "model", "training.json")["evaluation"]["loss_after"] == best
 
 
-@pytest.mark.integration
 def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_path: Path) -> None:
     launched = start(train_by_torchrun, [*arguments, *TINY, "--seed", "1"], tmp_path / "printed")
     launched.join(240)
@@ -91,7 +89,6 @@ def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
-@pytest.mark.integration
 def test_a_whole_run_has_pictures_samples_and_records(arguments: list[str], tmp_path: Path) -> None:
     options = [option for option in TINY if option != "--no-preview"]
     options += [*SHORT, "--report-to", "wandb", "tensorboard", "mlflow", "--seed", "1"]
