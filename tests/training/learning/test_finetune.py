@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from training.corpus.dataset import make_dataset
 from training.errors import DivergedError, HyperParameterError
 from training.learning.finetune import TrainingReport, last_whole_checkpoint, resolve_precision
-from training.learning.presets import HyperParameters, Lora, RunOptions, ScratchModel
+from training.learning.presets import HyperParameters, Lora, RunOptions
 from training.learning.trainer import summed_loss
 
 # With transformers 5.
@@ -307,10 +307,9 @@ def test_evaluation_loss_is_the_mean_over_tokens_of_unequal_blocks(whole: Path) 
 
 
 def test_a_text_under_one_block_is_still_trained_on(tmp_path: Path) -> None:
-    model = ScratchModel(vocab_size=300, hidden_size=64, num_layers=1, dropout=0.1)
     hyper_parameters = HyperParameters(epochs=1, learning_rate=1e-3, block_size=5000, batch_size=1)
     dataset = small_dataset(num_tweets=110, epochs=1)
-    report = train(tmp_path, base=model, hyper_parameters=hyper_parameters, dataset=dataset)
+    report = train(tmp_path, hyper_parameters=hyper_parameters, dataset=dataset)
     assert report.num_training_tokens < 5000
     assert report.num_steps == 1
     generation = json.loads((tmp_path / "checkpoint" / "generation_config.json").read_text())
