@@ -20,7 +20,6 @@ from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.export.verify import TOLERANCES
 from hgt_infer.sampling.host import filtered_probs
 
-NUM_SLOTS = 64
 DRAW_SLOTS = 256
 MAX_MEAN_KL = 1e-3  # nats; that of rounding is a hundredth of it
 MIN_P = 1e-4
@@ -105,7 +104,7 @@ class Forced:
 def check_logits(subject: Subject) -> Iterator[Result]:
     """Logits of real texts, step by step through the device's own graphs, beside fp32 on the CPU."""
     texts = list(subject.texts[: subject.scale.num_texts])
-    with subject.generator(num_slots=NUM_SLOTS) as generator:
+    with subject.generator(num_slots=subject.scale.num_slots) as generator:
         scores, logits = text_logits(generator, texts, subject)
     with Generator(subject.reference.path, device="cpu") as generator:
         expected_scores, expected = text_logits(generator, texts, subject)
@@ -173,12 +172,14 @@ def mixed_requests(subject: Subject, count: int) -> tuple[list[str], list[Sampli
 def check_alone(subject: Subject) -> Result:
     """A request alone gives the tokens that it gives among others, in any slot."""
     prompts, params = mixed_requests(subject, subject.scale.num_requests)
-    with subject.generator(num_slots=NUM_SLOTS) as generator:
+    with subject.generator(num_slots=subject.scale.num_slots) as generator:
         together = token_ids(generator.generate(prompts, params))
         numbers = range(0, len(prompts), max(1, len(prompts) // 24))
         alone = [token_ids(generator.generate([prompts[n]], [params[n]]))[0] for n in numbers]
     found = agreement([together[number] for number in numbers], alone)
-    says = f"alone and among {len(prompts)} requests in {NUM_SLOTS} slots, every kind of settings"
+    says = (
+        f"alone and among {len(prompts)} requests in {subject.scale.num_slots} slots, every kind of settings"
+    )
     return judged("alone = batched", found.is_perfect, str(found), says, **vars(found))
 
 
@@ -191,7 +192,7 @@ def check_captured(subject: Subject) -> Result:
     """
     if not subject.is_cuda:
         raise Skipped("graphs are captured on CUDA")
-    num_slots, num_tokens, max_length = NUM_SLOTS, 48, subject.artifact.config.n_positions
+    num_slots, num_tokens, max_length = subject.scale.num_slots, 48, subject.artifact.config.n_positions
     rng = np.random.default_rng(SEED)
     found = {}
     for name, length in (("fed", 5), ("prefilled", MAX_FED_TOKENS + 8)):
@@ -220,12 +221,13 @@ def check_captured(subject: Subject) -> Result:
 
 def check_slot_reuse(subject: Subject) -> Result:
     """Slots that longer sequences have left, and closed streams, change nothing."""
-    prompts, params = mixed_requests(subject, NUM_SLOTS)
-    with subject.generator(num_slots=NUM_SLOTS) as generator:
+    num_slots = subject.scale.num_slots
+    prompts, params = mixed_requests(subject, num_slots)
+    with subject.generator(num_slots=num_slots) as generator:
         fresh = token_ids(generator.generate(prompts, params))
-        longer = subject.prompts(2 * NUM_SLOTS, length=40, seed=1)
+        longer = subject.prompts(2 * num_slots, length=40, seed=1)
         generator.generate(longer, fixed_length(80, top_k=0, top_p=0.9, repetition_penalty=1.2))
-        stream: Any = generator.stream(longer[: NUM_SLOTS // 2], fixed_length(60))
+        stream: Any = generator.stream(longer[: num_slots // 2], fixed_length(60))
         next(stream)
         stream.close()
         reused = token_ids(generator.generate(prompts, params))
@@ -237,13 +239,13 @@ def check_slot_reuse(subject: Subject) -> Result:
 def check_seeds(subject: Subject) -> Result:
     """A seed's tokens do not depend on order, streaming, or steps_per_sync."""
     prompts, params = mixed_requests(subject, 48)
-    with subject.generator(num_slots=NUM_SLOTS) as generator:
+    with subject.generator(num_slots=subject.scale.num_slots) as generator:
         expected = token_ids(generator.generate(prompts, params))
         backwards = token_ids(generator.generate(prompts[::-1], params[::-1]))[::-1]
         streamed: list[list[int]] = [[] for _ in prompts]
         for delta in generator.stream(prompts, params):
             streamed[delta.prompt_index] += delta.token_ids
-    with subject.generator(num_slots=NUM_SLOTS, steps_per_sync=2) as generator:
+    with subject.generator(num_slots=subject.scale.num_slots, steps_per_sync=2) as generator:
         other_sync = token_ids(generator.generate(prompts, params))
     sides = {
         "in reverse order": backwards,
@@ -259,8 +261,9 @@ def check_seeds(subject: Subject) -> Result:
 
 def measure_variance(subject: Subject) -> Result:
     """How often tokens depend on company where the batch's size follows the running sequences."""
-    prompts, params = mixed_requests(subject, NUM_SLOTS)
-    with subject.generator(num_slots=NUM_SLOTS, batch_invariant=False) as generator:
+    num_slots = subject.scale.num_slots
+    prompts, params = mixed_requests(subject, num_slots)
+    with subject.generator(num_slots=num_slots, batch_invariant=False) as generator:
         together = token_ids(generator.generate(prompts, params))
         numbers = range(0, len(prompts), 2)
         alone = [token_ids(generator.generate([prompts[n]], [params[n]]))[0] for n in numbers]

@@ -21,7 +21,6 @@ from hgt_infer.cuda.slot_record import HOST_CONTROLLED, RECORD
 from hgt_infer.runtime.model_session import ModelSession, run_options
 
 NUM_REPLAYS = 50
-WARMUP_S = 0.3
 CONTEXT = 100  # tokens in every row's cache
 GRAPH_ID = 1
 
@@ -121,8 +120,10 @@ class StepParts:
             self.device.stream.synchronize()
         self.run_all(1)
 
-    def time(self, name: str, *, num_rounds: int, num_replays: int | None = None) -> Replay:
-        """Run one part in a row, WARMUP_S before it counts: an idle GPU's clocks are low.
+    def time(
+        self, name: str, *, num_rounds: int, num_replays: int | None = None, warmup_s: float = 0.0
+    ) -> Replay:
+        """Run one part in a row, for warmup_s before it counts: an idle GPU's clocks are low.
 
         Each round waits once, behind its last run.
         """
@@ -130,7 +131,7 @@ class StepParts:
         run = self._parts[name]
         seconds, launches = [], []
         with self.device.at_work():
-            end_s = time.perf_counter() + WARMUP_S
+            end_s = time.perf_counter() + warmup_s
             while time.perf_counter() < end_s:
                 for _ in range(num_replays):
                     run()

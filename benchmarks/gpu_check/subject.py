@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import hgt_infer
 from benchmarks.gpu_check.report import Skipped, first_line
 from benchmarks.gpu_check.scale import FULL, Scale
 from benchmarks.measure.bounds import cache_bytes_per_token
@@ -24,10 +25,9 @@ from benchmarks.measure.workloads import (
     different_prompts,
     tweet_lengths,
 )
-from hgt_infer import GenerationOutput, Generator, SamplingParams, export
+from hgt_infer import GenerationOutput, Generator, SamplingParams
 from hgt_infer.artifact.folder import Artifact, is_artifact, read_artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
-from hgt_infer.export import export_checkpoint
 from hgt_infer.loading import content_key, download
 from hgt_infer.opening import open_devices
 
@@ -95,6 +95,8 @@ class Subject:
 
         An artifact of the same checkpoint and the same exporter is kept: another process goes on with it.
         """
+        from hgt_infer.export import export_checkpoint  # most of a second: children export nothing
+
         failures: dict[str, str] = self.notes.setdefault("export_failures", {})
         if precision in failures:
             raise Skipped(f"the {precision} export failed: {failures[precision]}")
@@ -174,7 +176,7 @@ def subject_of(artifact_path: str, device: str) -> Subject:
 
 def _exporter_hash() -> str:
     """Of the source of what an export is made by."""
-    sources = sorted(Path(export.__file__).parent.glob("*.py"))
+    sources = sorted((Path(hgt_infer.__file__).parent / "export").glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

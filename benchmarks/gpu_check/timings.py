@@ -54,10 +54,13 @@ def time_graphs(subject: Subject) -> Iterator[Result]:
     """The model and the samplers by themselves, and what share of a step sampling takes."""
     if not subject.is_cuda:
         raise Skipped("graphs are captured on CUDA")
-    for num_rows in subject.scale.graph_rows:
+    scale = subject.scale
+    for num_rows in scale.graph_rows:
         with step_parts(subject, num_rows) as parts:
             names = ("model", "top_k 50", "top_p 0.95", "temperature 1")
-            replays = {name: parts.time(name, num_rounds=subject.scale.num_rounds) for name in names}
+            replays = {
+                name: parts.time(name, num_rounds=scale.num_rounds, warmup_s=scale.warmup_s) for name in names
+            }
             has_logits = bool(np.isfinite(parts.read("logits")).all())
             num_unresolved = int((parts.read("token_ids") == NOT_FINITE).sum())
         model_s, top_k_s = (statistics.median(replays[name].seconds) for name in ("model", "top_k 50"))

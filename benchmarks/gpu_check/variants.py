@@ -25,7 +25,6 @@ from hgt_infer.cuda import device as cuda
 from hgt_infer.cuda import runtime as cuda_runtime
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 
-NUM_TURNS = 2  # of every side
 TIMEOUT_S = 40.0
 
 
@@ -62,6 +61,7 @@ class Task:
     options: dict[str, str]
     entries: dict[str, str]
     rows: tuple[int, ...]
+    warmup_s: float
     num_rounds: int
     num_prefills: int
     nodes: bool
@@ -97,7 +97,7 @@ def compare_variants(subject: Subject) -> Iterator[Result]:
     if not subject.is_cuda:
         raise Skipped("only on CUDA")
     sides = {variant.name: Side() for variant in (DEFAULT, *VARIANTS)}
-    for _ in range(NUM_TURNS):
+    for _ in range(subject.scale.num_turns):
         for variant in (DEFAULT, *VARIANTS):
             side = sides[variant.name]
             if not side.error:  # it would crash or hang again
@@ -124,6 +124,7 @@ def task_of(subject: Subject, variant: Variant) -> Task:
         options=variant.options,
         entries=variant.entries,
         rows=scale.graph_rows,
+        warmup_s=scale.warmup_s,
         num_rounds=scale.num_rounds,
         num_prefills=scale.num_prefills if variant.prefills else 0,
         nodes=variant.nodes,
@@ -175,7 +176,7 @@ def measure(subject: Subject, task: Task) -> Iterator[dict[str, Any]]:
     for num_rows in task.rows:
         with open_parts(subject, num_rows) as parts:
             parts.capture()
-            seconds = parts.time("model", num_rounds=task.num_rounds).seconds
+            seconds = parts.time("model", num_rounds=task.num_rounds, warmup_s=task.warmup_s).seconds
         yield {"rows": num_rows, "seconds": seconds}
     if task.num_prefills:
         yield from measure_prefills(subject, task.num_prefills)

@@ -9,7 +9,7 @@ import pytest
 from support.check_results import SIZES
 from support.fake_cuda import FakeCudaDevice
 
-from benchmarks.gpu_check import correctness, soak
+from benchmarks.gpu_check import correctness
 from benchmarks.gpu_check.scale import TRIAL
 from benchmarks.gpu_check.subject import Subject
 from benchmarks.measure.checkpoints import write_numpy_checkpoint
@@ -40,8 +40,6 @@ def fake(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Subject:
         opened[-1].cudart.other_bytes = others
         return [opened[-1]]
 
-    for module, name in ((correctness, "NUM_SLOTS"), (soak, "NUM_SLOTS")):
-        monkeypatch.setattr(module, name, 8)
     monkeypatch.setattr(correctness, "DRAW_SLOTS", 16)
     monkeypatch.setattr("hgt_infer.opening.open_devices", open_fakes)
     monkeypatch.setattr("benchmarks.gpu_check.subject.open_devices", open_fakes)

@@ -48,8 +48,7 @@ def measured_sides(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     names: list[str] = []
     settings: list[Any] = []
     monkeypatch.setattr("benchmarks.gpu_check.replays.NUM_REPLAYS", 2)
-    monkeypatch.setattr("benchmarks.gpu_check.replays.WARMUP_S", 0)
-    fake.scale = replace(TRIAL, graph_rows=(2,), num_prefills=1)
+    fake.scale = replace(TRIAL, graph_rows=(2,), num_turns=2, num_prefills=1)
 
     def take_turn(subject: Subject, variant: variants.Variant) -> Child:
         names.append(variant.name)
@@ -71,7 +70,7 @@ def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pyte
     monkeypatch.setattr(variants, "count_nodes", lambda library, stream, run: run() or {"kernel": 9})
     results = {result.name: result for result in variants.compare_variants(fake)}
     sides = ["default", "cudnn", "cublas workspace", "gemm auto-tune"]
-    assert names == sides * variants.NUM_TURNS
+    assert names == sides * 2
     assert {result.status for result in results.values()} == {"measured"}
     assert list(results) == [
         *("cudnn", "cudnn: prefill", "cublas workspace", "cublas workspace: nodes", "gemm auto-tune")
@@ -85,7 +84,8 @@ def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pyte
 
 def test_nodes_that_cannot_be_counted_are_skipped(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_sides(fake, monkeypatch)
-    monkeypatch.setattr(variants, "NUM_TURNS", 1)
+
+    fake.scale = replace(fake.scale, num_turns=1)
 
     def missing() -> Any:
         raise OSError("libcudart.so.13: no such file")
@@ -108,6 +108,7 @@ def test_variant_that_crashes_is_one_skipped_result(fake: Subject, monkeypatch: 
         return Child([{"rows": 4, "seconds": [2e-4, 3e-4]}])
 
     monkeypatch.setattr(variants, "take_turn", take_turn)
+    fake.scale = replace(TRIAL, num_turns=2)
     results = list(variants.compare_variants(fake))
     assert [(result.name, result.status) for result in results] == [
         ("cudnn: rest", "skipped"),

@@ -69,7 +69,7 @@ def test_export_that_fails_is_not_tried_again(
         calls.append(arguments)
         raise ValueError("no such operator")
 
-    monkeypatch.setattr("benchmarks.gpu_check.subject.export_checkpoint", failing)
+    monkeypatch.setattr("hgt_infer.export.export_checkpoint", failing)
     path, statuses = tmp_path / "o.json", []
     report = Report(path, {})
     chosen = [step for step in steps(TRIAL) if step.name in ("export", "placement", "decode", "soak")]

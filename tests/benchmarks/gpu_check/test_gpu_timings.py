@@ -30,7 +30,6 @@ def test_timing_runs_on_a_stand_in(timing: Any, fake: Subject, monkeypatch: pyte
     monkeypatch.setattr(timings, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(tweets, "TWEETS_SLOTS", 8)
     monkeypatch.setattr("benchmarks.gpu_check.replays.NUM_REPLAYS", 2)
-    monkeypatch.setattr("benchmarks.gpu_check.replays.WARMUP_S", 0)
     fake.notes.update(bandwidth=1e9, step_s={"8": 1e-4})
     results = results_of(timing(fake))
     assert {result.status for result in results} == {"measured"}, results
