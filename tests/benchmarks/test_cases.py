@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.cases import service
 from benchmarks.cases.offline import run_offline
 from benchmarks.cases.quality import measure_quality
 from benchmarks.cases.service import run_service
@@ -18,9 +19,15 @@ from benchmarks.measure.workloads import (
 CONFIG = gpt2_small()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a backend makes of the checkpoint stays here."""
+    return tmp_path_factory.mktemp("cases")
+
+
 @pytest.mark.integration
-def test_many_prompts_go_through_in_one_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run_offline("hgt_infer_int8", 300, tmp_path, config=CONFIG)
+def test_many_prompts_go_through_in_one_call(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_offline("hgt_infer_int8", 300, folder, config=CONFIG)
     assert result["num_tokens"] == tweets().num_tokens + sum(tweets().lengths[:44])
     assert result["tokens_per_s"] == result["num_tokens"] / result["seconds"]
     assert all(memory["resident"] > 10 for memory in result["memory_mb"].values())
@@ -30,14 +37,20 @@ def test_many_prompts_go_through_in_one_call(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.integration
-def test_the_service_is_measured_beside_the_library_and_abused(tmp_path: Path) -> None:
+def test_the_service_is_measured_beside_the_library_and_abused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests than clients, so that some go on with a connection."""
+    requests = tweets().head(80, max_tokens=16)
+    assert len(requests.prompts) > service.NUM_CLIENTS
+    monkeypatch.setattr(service, "tweets", lambda: requests)
     result = run_service(
-        tmp_path, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG
+        folder, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG
     )
     assert set(result["overhead"]) == {"library", "service", "service, streams"}
     assert all(side["tokens_per_s"] > 0 for side in result["overhead"].values())
     for load in result["loads"].values():
-        assert load["num_requests"] == len(tweets().prompts)
+        assert load["num_requests"] == len(requests.prompts)
         assert 0 < load["first_token_s"]["p50"] <= load["end_s"]["p99"]
     abused = result["abuse"]
     assert abused["good"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.cases import suite, throughput
 from benchmarks.cases.suite import Plan, check, run
+from benchmarks.measure import bounds
 from benchmarks.measure.checkpoints import gpt2_small, write_model
 from benchmarks.measure.comparison import Spread
+from benchmarks.measure.fresh_processes import in_fresh_processes
 from benchmarks.measure.workloads import (
     TokenIds,
     Workload,
@@ -36,6 +39,10 @@ def test_every_case_and_every_page_has_every_backend(
 ) -> None:
     monkeypatch.setattr(suite, "SERVED_RATES", (32.0,))
     monkeypatch.setattr(throughput, "LONG_PROMPT", 200)
+    monkeypatch.setattr(suite, "in_fresh_processes", partial(in_fresh_processes, num_warmups=0))
+    monkeypatch.setattr(suite, "num_physical_cores", lambda: 1)
+    for name, value in (("READ_MB", 16), ("GEMM_SIZE", 256), ("SECONDS", 0.01)):
+        monkeypatch.setattr(bounds, name, value)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # torch's threads do not spin against others
     result = run(NAMES, PLAN, tmp_path, config=CONFIG)
     result = json.loads(json.dumps(result))  # what a file gives back
