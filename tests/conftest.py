@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -30,6 +31,11 @@ hypothesis.settings.load_profile("no deadline")
 
 # torch's threads would spin against ONNX Runtime's and the other worker's on a small machine.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded stays: let no collection of garbage look through it again, for a third of a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -51,7 +51,7 @@ class Reference:
 def of_device(opened: Artifact) -> Reference:
     """Calls that the device samples by itself, with and without adjustments."""
     settings = DEVICE_SETTINGS + ADJUSTED_SETTINGS
-    calls = make_calls(random.Random(1), 2 * len(settings), settings, lengths=short)
+    calls = make_calls(random.Random(1), 2 * len(settings), settings, lengths=short, max_tokens=20)
     return Reference(calls, run_eager(opened, calls))
 
 
@@ -59,14 +59,16 @@ def of_device(opened: Artifact) -> Reference:
 def of_host(opened: Artifact) -> Reference:
     """Calls of which the host reads the logits of each token, and a few others."""
     settings = HOST_SETTINGS + DEVICE_SETTINGS[:3]
-    calls = make_calls(random.Random(2), 2 * len(settings), settings, lengths=short)
+    calls = make_calls(random.Random(2), 2 * len(settings), settings, lengths=short, max_tokens=20)
     return Reference(calls, run_eager(opened, calls))
 
 
 @pytest.fixture(scope="module")
 def of_all_kinds(opened: Artifact) -> Reference:
     """Calls of all settings and any length: fed, prefilled, copied and scored prompts."""
-    calls = make_calls(random.Random(0), 2 * len(ALL_SETTINGS), ALL_SETTINGS, lengths=any_length)
+    calls = make_calls(
+        random.Random(0), 2 * len(ALL_SETTINGS), ALL_SETTINGS, lengths=any_length, max_tokens=20
+    )
     return Reference(calls, run_eager(opened, calls))
 
 

@@ -21,6 +21,7 @@ from hgt_infer.cuda import runtime as cuda
 from hgt_infer.cuda.capture_gate import GATE
 
 POISON = 0xFF  # NaN as a float of any width, -1 as an integer
+BALLAST_BYTES = 256 << 20  # so large a block only takes room: nobody reads it, and it stays as it is
 ALIGNMENT = 256  # of cudaMalloc
 MAX_SHARED_BYTES = 227 << 10  # of a block, as an H100 has it
 ILLEGAL_ADDRESS = 700  # cudaErrorIllegalAddress: every later call fails as well
@@ -133,9 +134,10 @@ class FakeCudart:
         assert _contains(self.pinned_memory, address, num_bytes), "host memory that is not page-locked"
 
     def _allocate(self, memory: dict[int, NDArray[np.uint8]], out: Any, num_bytes: int) -> None:
-        block = np.full(num_bytes + ALIGNMENT, POISON, np.uint8)
+        block = np.empty(num_bytes + ALIGNMENT, np.uint8)
         offset = -block.ctypes.data % ALIGNMENT
         block = block[offset : offset + num_bytes]
+        _poison(block)
         memory[block.ctypes.data] = block
         out._obj.value = block.ctypes.data
 
@@ -177,7 +179,7 @@ class FakeCudart:
     def cudaFree(self, address: int) -> int:  # noqa: N802
         status = self._status("cudaFree", needs_current=True)
         self.run_all()
-        self.device_memory.pop(address).fill(POISON)
+        _poison(self.device_memory.pop(address))
         return status
 
     def cudaHostAlloc(self, out: Any, num_bytes: int, flags: int) -> int:  # noqa: N802
@@ -290,7 +292,7 @@ class FakeCudart:
         assert stream in self._streams
         self._check_device(address, num_bytes)
         status = self._status("cudaMemsetAsync")
-        if not status:
+        if not status and num_bytes < BALLAST_BYTES:
             self.queue(lambda: ctypes.memset(address, value, num_bytes) and None)
         return status
 
@@ -326,6 +328,11 @@ class FakeCudart:
 
     def cudaGetErrorString(self, status: int) -> bytes:  # noqa: N802
         return _ERRORS.get(status, ("", "unknown error"))[1].encode()
+
+
+def _poison(block: NDArray[np.uint8]) -> None:
+    if block.nbytes < BALLAST_BYTES:
+        block.fill(POISON)
 
 
 def _contains(memory: dict[int, NDArray[np.uint8]], address: int, num_bytes: int) -> bool:

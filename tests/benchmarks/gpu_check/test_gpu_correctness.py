@@ -43,6 +43,7 @@ def test_wrong_draws_fail(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> Non
         return filtered_probs(logits, replace(params, temperature=params.temperature / 3))
 
     monkeypatch.setattr(correctness, "filtered_probs", sharpened)
+    fake.scale = replace(TRIAL, num_draws=400)
     results = results_of(correctness.check_distributions(fake))
     assert {result.status for result in results} == {"failed"}, results
 
