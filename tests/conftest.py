@@ -1,4 +1,7 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share.
+
+The process that starts the workers reads this file too: what takes long to import is imported by fixtures.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,11 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 from support import stub_cuda
-from support.checkpoints import write_checkpoint
 from support.made_once import made_once
 from support.paths import ROOT
-from support.small_checkpoint import small_model, write_small_checkpoint
-from transformers import GPT2LMHeadModel
 
 from hgt_infer import Generator
-from hgt_infer.export import export_checkpoint
 from hgt_infer.runtime.device import CpuDevice
 
 REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
@@ -28,9 +26,6 @@ REFERENCE_DATA = Path(os.environ.get("HGT_REFERENCE_DATA", ROOT.parent / "shared
 # No test depends on speed: property tests have no deadline either.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
-
-# torch's threads would spin against ONNX Runtime's and the other worker's on a small machine.
-torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
@@ -40,10 +35,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Give a session on the CPU one thread unless a test asks for more.
+    """Give torch, and a session on the CPU, one thread unless a test asks for more.
 
-    Threads of ONNX Runtime that wait for each other spin against what else runs, another worker say.
+    Threads that wait for each other spin against what else runs, another worker say.
     """
+    import torch
+
+    torch.set_num_threads(1)
     init = CpuDevice.__init__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CpuDevice, "__init__", lambda device, num_threads=0: init(device, num_threads or 1))
@@ -61,24 +59,32 @@ def reference_data() -> Path:
 @pytest.fixture(scope="module")
 def model() -> Any:
     """transformers' model of the smallest checkpoint."""
+    from support.small_checkpoint import small_model
+
     return small_model()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The smallest checkpoint, anew for each test, to be changed by it."""
+    from support.small_checkpoint import write_small_checkpoint
+
     return write_small_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint laid out and configured like huggingtweets' models of 2021."""
+    from support.checkpoints import write_checkpoint
+
     return made_once(tmp_path_factory, "checkpoint", write_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint, exported."""
+    from hgt_infer.export import export_checkpoint
+
     return made_once(tmp_path_factory, "fp32", partial(export_checkpoint, checkpoint))
 
 
@@ -102,4 +108,6 @@ def generator(artifact: Path) -> Generator:
 @pytest.fixture(scope="session")
 def reference_model(checkpoint: Path) -> Any:
     """transformers' model of the tiny checkpoint."""
+    from transformers import GPT2LMHeadModel
+
     return GPT2LMHeadModel.from_pretrained(checkpoint).eval()

@@ -45,11 +45,6 @@ def main(argv: list[str]) -> int:
     """Do the steps that are not done yet."""
     options = Options(**json.loads(argv[0]))
     be_quiet()
-    from benchmarks.gpu_check.report import Report, Step
-    from benchmarks.gpu_check.scale import SCALES
-    from benchmarks.gpu_check.steps import chosen_steps
-    from benchmarks.gpu_check.subject import Subject
-    from benchmarks.measure.environment import capture_environment
     from hgt_infer import HgtInferError
     from hgt_infer.opening import open_devices
 
@@ -61,6 +56,13 @@ def main(argv: list[str]) -> int:
     except HgtInferError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNAVAILABLE
+
+    from benchmarks.gpu_check.report import Report, Step
+    from benchmarks.gpu_check.scale import SCALES
+    from benchmarks.gpu_check.steps import chosen_steps
+    from benchmarks.gpu_check.subject import Subject
+    from benchmarks.measure.environment import capture_environment
+
     if options.is_next:
         report = Report.load(Path(options.json))
     else:

@@ -122,6 +122,7 @@ def test_a_backend_that_chooses_other_tokens_is_refused() -> None:
             check({"transformers": reference, "hgt_infer": wrong})  # type: ignore[dict-item]
 
 
+@pytest.mark.integration
 def test_a_backend_that_fails_is_named_with_what_it_printed(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"hgt_infer: its process ended: .*ModelNotFoundError"):
         Remote("hgt_infer", tmp_path / "none", tmp_path)
