@@ -50,27 +50,6 @@ def train_by_command(arguments: list[str], output: Path, max_file_bytes: int | N
     sys.exit(main(arguments))
 
 
-def train_by_torchrun(arguments: list[str], output: Path) -> None:
-    """Run `torchrun --standalone --nproc-per-node=2 -m training`, with the output of both in a file."""
-    print_to(output)
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from training.__main__ import main
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        run_id="training",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="fork",
-    )
-    statuses = elastic_launch(config, main)(arguments)
-    sys.exit(max(statuses.values()))
-
-
 def print_to(output: Path) -> None:
     """Have all that this process and its children print from now on in a file."""
     with output.open("wb") as file:

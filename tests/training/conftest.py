@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 from dataclasses import dataclass
@@ -14,12 +13,6 @@ from support.small_run import TINY, write_archive
 from support.wandb_stand_in import Uploads, wandb_stand_in
 
 from training.__main__ import main
-
-
-def pytest_collection_finish() -> None:
-    """Take all that is loaded by now out of the garbage collections, one of which each training asks for."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from support.processes import start, train_by_torchrun
+from support.paths import ROOT
 from support.small_run import TINY, write_archive
 
 from training.__main__ import main
@@ -78,11 +81,17 @@ def test_a_sweep_whose_trial_dies_goes_on_with_it(
 
 
 def test_torchrun_trains_one_model_in_two_processes(arguments: list[str], tmp_path: Path) -> None:
-    launched = start(train_by_torchrun, [*arguments, *TINY, "--seed", "1"], tmp_path / "printed")
-    launched.join(240)
-    printed = (tmp_path / "printed").read_text()
-    assert launched.exitcode == 0, printed
-    assert printed.count("tweets downloaded") == 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, "-m", "training", *arguments, *TINY, *SHORT, "--seed", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("tweets downloaded") == 1
     training = read(tmp_path / "out" / "model", "training.json")
     assert training["num_processes"] == 2
     assert training["evaluation"]["loss_after"] < training["evaluation"]["loss_before"]
