@@ -19,6 +19,7 @@ from hgt_infer.generator import Generator
 from hgt_infer.sampling_params import SamplingParams, checked_params
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.data import Dataset
 
 SETTINGS_FILE = "settings.json"
@@ -94,7 +95,7 @@ def generate_dataset(
             raise ParameterError(f"the dataset has no column {column!r}; it has {', '.join(columns)}")
     model = os.fspath(model)
     if progress is not None:
-        folder = Path(progress)
+        folder = Path(progress).absolute()
         _check_same_run(folder, {"model": model, "seed": seed, "params": repr(params), "id": id_column})
         finished = sorted(map(str, folder.glob("*.parquet")))
     num_cpus = (0 if num_gpus else 1) if num_cpus is None else num_cpus
@@ -111,8 +112,10 @@ def generate_dataset(
     }
     if progress is None or not finished:
         return dataset.map_batches(Sampler, **how)
-    done = ray.data.read_parquet(finished)
-    ids = {row[id_column] for row in done.select_columns([id_column]).iter_rows()}
+    ids = set(_read(finished, [id_column])[id_column].to_pylist())
+    done = ray.data.from_items(finished).map_batches(
+        lambda files: _read(files["item"].to_pylist()), batch_size=1, batch_format="pyarrow"
+    )
     rest = dataset.filter(lambda row: row[id_column] not in ids)
     return done.union(rest.map_batches(Sampler, **how))
 
@@ -172,6 +175,16 @@ def _keep(folder: Path, columns: Columns) -> None:
     partial = folder / f".{name}.partial"
     pq.write_table(table, partial)
     partial.rename(folder / f"{name}.parquet")
+
+
+def _read(files: list[str], columns: list[str] | None = None) -> pa.Table:
+    """Batches that were kept; all their columns without `columns`.
+
+    Not by ray.data.read_parquet, whose processes to read a few files take many seconds to start.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.read_table(files, columns=columns)
 
 
 def _check_same_run(folder: Path, run: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from hgt_infer.distributed.dataset import actor_settings
 from hgt_infer.errors import ParameterError
 from hgt_infer.generator import Generator
-from hgt_infer.server.app import create_app
 from hgt_infer.server.limits import Limits
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def build_deployment(
     generators: dict[str, Generator] = {}  # of a replica: it gets an empty one, and fills it
 
     def build() -> Any:
+        from hgt_infer.server.app import create_app
+
         own = actor_settings(num_cpus, num_gpus, settings)
         generators.update({name: Generator(model, **own) for name, model in models.items()})
         return create_app(generators, limits=limits, api_keys=api_keys)

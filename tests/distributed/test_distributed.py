@@ -1,4 +1,4 @@
-"""Ray: datasets on two actors, a killed one, a run that goes on, and the service."""
+"""Ray: a dataset on two actors and on one, a killed actor, a run that goes on, and the service."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def rows(count: int = len(PROMPTS)) -> Any:
-    return ray.data.from_items([{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS[:count])])
+def rows() -> Any:
+    return ray.data.from_items([{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)])
 
 
 def by_id(dataset: Any) -> dict[int, dict[str, Any]]:
@@ -54,19 +55,7 @@ def expected(generator: Generator) -> dict[int, list[str]]:
     return {i: [sample.text for sample in output.completions] for i, output in enumerate(outputs)}
 
 
-@pytest.mark.parametrize("num_actors", [1, 2])
-def test_samples_are_those_of_a_single_generator(
-    cluster: None, artifact: Path, expected: dict[int, list[str]], num_actors: int
-) -> None:
-    done = by_id(generate_dataset(rows(), artifact, PARAMS, seed=5, concurrency=num_actors, batch_size=7))
-    assert {i: list(row["texts"]) for i, row in done.items()} == expected
-    for i, row in done.items():
-        assert row["prompt"] == PROMPTS[i]
-        assert row["seed"] == row_seed(5, i)
-        assert len(row["num_tokens"]) == len(row["finish_reasons"]) == 2
-
-
-def test_an_actor_that_is_killed_loses_no_row(
+def test_an_actor_that_is_killed_loses_no_row_and_a_run_goes_on_where_it_was(
     cluster: None, artifact: Path, expected: dict[int, list[str]], tmp_path: Path
 ) -> None:
     class Dies(dataset_module.Sampler):
@@ -80,28 +69,31 @@ def test_an_actor_that_is_killed_loses_no_row(
             first.touch()
             return super().__call__(batch)
 
+    progress = tmp_path / "progress"
+    run = partial(generate_dataset, rows(), artifact, PARAMS, progress=progress, batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_module, "Sampler", Dies)
-        done = by_id(generate_dataset(rows(), artifact, PARAMS, seed=5, concurrency=2, batch_size=5))
+        done = by_id(run(seed=5, concurrency=2))
     assert (tmp_path / "second").exists()
     assert {i: list(row["texts"]) for i, row in done.items()} == expected
+    for i, row in done.items():
+        assert row["prompt"] == PROMPTS[i]
+        assert row["seed"] == row_seed(5, i)
+        assert len(row["num_tokens"]) == len(row["finish_reasons"]) == 2
 
-
-def test_a_run_goes_on_where_it_was(
-    cluster: None, artifact: Path, expected: dict[int, list[str]], tmp_path: Path
-) -> None:
-    progress = tmp_path / "progress"
-    part = rows(15)
-    generate_dataset(part, artifact, PARAMS, seed=5, progress=progress, batch_size=5).take_all()
-    files = set(progress.glob("*.parquet"))
+    files = sorted(progress.glob("*.parquet"))
+    sizes = {path: parquet.read_metadata(path).num_rows for path in files}
+    assert sum(sizes.values()) == len(PROMPTS)
+    kept, missing = files[:2], files[2:]
+    for path in missing:
+        path.unlink()
     (progress / ".half.partial").write_bytes(b"PAR1")  # what a kill leaves
-    whole = generate_dataset(rows(), artifact, PARAMS, seed=5, progress=progress, batch_size=5)
-    done = by_id(whole)
-    assert {i: list(row["texts"]) for i, row in done.items()} == expected
-    new = set(progress.glob("*.parquet")) - files
-    assert sum(parquet.read_metadata(path).num_rows for path in new) == len(PROMPTS) - 15
+    again = by_id(run(seed=5, concurrency=1))
+    assert again == done
+    new = set(progress.glob("*.parquet")) - set(kept)
+    assert sum(parquet.read_metadata(path).num_rows for path in new) == sum(sizes[path] for path in missing)
     with pytest.raises(ParameterError, match="progress of another run"):
-        generate_dataset(rows(), artifact, PARAMS, seed=6, progress=progress)
+        run(seed=6)
 
 
 def test_what_cannot_be_run_is_refused(cluster: None, artifact: Path) -> None:
@@ -146,6 +138,6 @@ def test_the_example_of_the_docs_runs(
     for relative in ('"progress"', '"samples"'):
         code = code.replace(relative, repr(str(tmp_path / relative.strip('"'))))
     exec(code.replace('"huggingtweets/lilyw12_"', repr(str(artifact))).replace("range(100)", "range(10)"), {})
-    samples = ray.data.read_parquet(str(tmp_path / "samples")).take_all()
+    samples = parquet.read_table(tmp_path / "samples").to_pylist()
     assert len(samples) == 10
     assert {len(row["texts"]) for row in samples} == {5}
