@@ -21,8 +21,10 @@ class GraphSampler:
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...] = ()) -> None:
         model = build_sampler(vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # more would spin against the other worker's
         self.session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
     def inputs(
