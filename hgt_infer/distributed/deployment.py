@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hgt_infer.distributed.dataset import actor_settings
 from hgt_infer.errors import ParameterError
 from hgt_infer.generator import Generator
-from hgt_infer.server.limits import Limits
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from hgt_infer.server import Limits
 
 
 def build_deployment(
@@ -44,6 +45,8 @@ def build_deployment(
     """
     from ray import serve
 
+    from hgt_infer.server import Limits, create_app
+
     if not models:
         raise ParameterError("a service needs at least one model; got none")
     scale: dict[str, Any] = {"num_replicas": num_replicas}
@@ -60,8 +63,6 @@ def build_deployment(
     generators: dict[str, Generator] = {}  # of a replica: it gets an empty one, and fills it
 
     def build() -> Any:
-        from hgt_infer.server.app import create_app
-
         own = actor_settings(num_cpus, num_gpus, settings)
         generators.update({name: Generator(model, **own) for name, model in models.items()})
         return create_app(generators, limits=limits, api_keys=api_keys)

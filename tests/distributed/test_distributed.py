@@ -17,12 +17,8 @@ import pytest
 from support.paths import ROOT
 
 from hgt_infer import Generator, ParameterError, SamplingParams
-
-ray = pytest.importorskip("ray")
-parquet = pytest.importorskip("pyarrow.parquet")
-
-from hgt_infer.distributed import build_deployment, generate_dataset, row_seed  # noqa: E402
-from hgt_infer.distributed import dataset as dataset_module  # noqa: E402
+from hgt_infer.distributed import build_deployment, generate_dataset, row_seed
+from hgt_infer.distributed import dataset as dataset_module
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.integration]
 
@@ -32,6 +28,7 @@ PROMPTS = [f"{word} {number}" for number in range(20) for word in ("My dream", "
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
     ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
@@ -39,6 +36,8 @@ def cluster() -> Iterator[None]:
 
 
 def rows() -> Any:
+    import ray
+
     return ray.data.from_items([{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)])
 
 
@@ -58,6 +57,8 @@ def expected(generator: Generator) -> dict[int, list[str]]:
 def test_an_actor_that_is_killed_loses_no_row_and_a_run_goes_on_where_it_was(
     cluster: None, artifact: Path, expected: dict[int, list[str]], tmp_path: Path
 ) -> None:
+    from pyarrow import parquet
+
     class Dies(dataset_module.Sampler):
         """Kills its process before the second batch that any of them has, once."""
 
@@ -132,6 +133,8 @@ def test_the_service_runs_on_serve(cluster: None, artifact: Path, generator: Gen
 def test_the_example_of_the_docs_runs(
     cluster: None, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pyarrow import parquet
+
     page = (ROOT / "docs" / "scaling.md").read_text()
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     monkeypatch.chdir(tmp_path)

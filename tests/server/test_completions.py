@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from hgt_infer import Generator, SamplingParams
@@ -18,12 +17,14 @@ BODY = {"model": MODEL, "prompt": "My dream", "max_tokens": 8, "seed": 3, "tempe
 
 
 @pytest.fixture(scope="module")
-def official(address: str) -> Iterator[openai.OpenAI]:
+def official(address: str) -> Iterator[Any]:
+    import openai  # which takes a second
+
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as official:
         yield official
 
 
-def test_texts_are_the_library_s(official: openai.OpenAI, generator: Generator) -> None:
+def test_texts_are_the_library_s(official: Any, generator: Generator) -> None:
     params = SamplingParams(n=2, max_tokens=8, seed=3, temperature=0.8, top_k=20, stop="e")
     expected = generator.generate(["My dream", "a"], params)
     answer = official.completions.create(
@@ -43,7 +44,7 @@ def test_texts_are_the_library_s(official: openai.OpenAI, generator: Generator) 
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_a_stream_is_the_same_in_pieces(official: openai.OpenAI, echo: bool) -> None:
+def test_a_stream_is_the_same_in_pieces(official: Any, echo: bool) -> None:
     settings: dict[str, Any] = {
         "model": MODEL, "prompt": ["My dream", "nobody"], "n": 2, "max_tokens": 12, "seed": 3, "echo": echo,
     }  # fmt: skip
@@ -62,7 +63,7 @@ def test_a_stream_is_the_same_in_pieces(official: openai.OpenAI, echo: bool) -> 
     assert usage == whole.usage
 
 
-def test_logprobs_are_the_library_s(official: openai.OpenAI, generator: Generator) -> None:
+def test_logprobs_are_the_library_s(official: Any, generator: Generator) -> None:
     settings: dict[str, Any] = {"model": MODEL, "prompt": "My dream", "max_tokens": 5, "seed": 3}
     params = SamplingParams(max_tokens=5, seed=3, logprobs=2, prompt_logprobs=2)
     [output] = generator.generate("My dream", params)
@@ -92,7 +93,7 @@ def test_logprobs_are_the_library_s(official: openai.OpenAI, generator: Generato
     assert [x for piece in streamed for x in piece.text_offset or ()] == choice.logprobs.text_offset
 
 
-def test_bias_and_best_of_reach_the_engine(official: openai.OpenAI, generator: Generator) -> None:
+def test_bias_and_best_of_reach_the_engine(official: Any, generator: Generator) -> None:
     answer = official.completions.create(
         model=MODEL, prompt="a", max_tokens=4, logit_bias={"5": 100}, temperature=0
     )
@@ -109,10 +110,12 @@ def test_sixteen_tokens_unless_told(client: httpx.Client) -> None:
         assert usage["completion_tokens"] == 16
 
 
-def test_models_are_listed(official: openai.OpenAI) -> None:
+def test_models_are_listed(official: Any) -> None:
     assert [model.id for model in official.models.list()] == [MODEL]
     assert official.models.retrieve(MODEL).owned_by == "hgt_infer"
-    with pytest.raises(openai.NotFoundError) as caught:
+    from openai import NotFoundError
+
+    with pytest.raises(NotFoundError) as caught:
         official.models.retrieve("other")
     assert caught.value.code == "model_not_found"
 

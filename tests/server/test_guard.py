@@ -68,7 +68,7 @@ def test_a_large_or_slow_body_is_refused(limited: httpx.Client) -> None:
 
     def slowly() -> Iterator[bytes]:
         yield b"{"
-        time.sleep(1.0)
+        time.sleep(0.5)
         yield b"}"
 
     answer = limited.post("/v1/completions", content=slowly())

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
-
 BLOCK_BYTES = 32768
 HEADER_BYTES = 7
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -60,6 +58,8 @@ def read_run(path: Path) -> LoggedRun:
 
 
 def records(path: Path) -> Iterator[Any]:
+    from wandb.proto import wandb_internal_pb2  # which takes a second
+
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     position, body = HEADER_BYTES, b""
