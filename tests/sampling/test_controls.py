@@ -250,6 +250,7 @@ def test_second_tokens_follow_the_distribution_that_the_first_one_left(
         assert_follows(np.array([second for one, second in pairs if one == first]), probs)
 
 
+@pytest.mark.integration
 @needs_transformers_4
 @pytest.mark.filterwarnings("ignore")
 def test_the_checkpoints_own_settings_are_the_pipelines(tmp_path: Path) -> None:
