@@ -65,6 +65,7 @@ def test_draws_follow_the_exact_distribution(gpt2_logits: Array, settings: dict[
     assert_follows(drawn, exact_probs(gpt2_logits, **settings))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("settings", FILTERS, ids=str)
 def test_draws_follow_the_exact_distribution_on_logits_of_gpt2(
     settings: dict[str, Any], reference_data: Path

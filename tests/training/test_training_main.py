@@ -196,6 +196,7 @@ def test_an_interrupt_before_anything_is_saved_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_run_that_fails_at_its_end_is_gone_on_with(
     arguments: list[str],
     tmp_path: Path,

@@ -69,6 +69,7 @@ def test_tensorboard_has_the_curves_of_the_last_start_alone(tmp_path: Path) -> N
     assert len(read.Scalars("learning_rate")) == 2
 
 
+@pytest.mark.integration
 def test_mlflow_has_the_curves_of_the_last_start_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_mlflow_has_the_curves_of_the_last_start_alone(
     assert [(metric.step, metric.value) for metric in history] == [(5, 4.0), (10, 3.0)]
 
 
+@pytest.mark.integration
 def test_mlflow_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'theirs.db'}")
     run = a_run(tmp_path)

@@ -20,7 +20,7 @@ from support.wandb_stand_in import wandb_stand_in
 from training.tracking import wandb_runs
 from training.tracking.trackers import tracked
 
-pytestmark = pytest.mark.usefixtures("no_account")
+pytestmark = [pytest.mark.usefixtures("no_account"), pytest.mark.integration]
 
 
 def the_runs(folder: Path) -> tuple[LoggedRun, LoggedRun]:
