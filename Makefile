@@ -60,7 +60,7 @@ bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json
 
 gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (QUICK=1: less of it)
-	@$(PYTHON) -c 'import sys; from hgt_infer.cuda.runtime import count_cuda_devices as count; \
+	@$(PYTHON) -c 'import sys; from hgt_infer.cuda.cudart import count_cuda_devices as count; \
 		sys.exit(None if count() else "error: the NVIDIA driver shows no GPU here")'
 	@$(MAKE) --no-print-directory $(INSTALLED_CUDA)
 	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) \

@@ -12,9 +12,9 @@ from typing import Any
 
 from hgt_infer.artifact.folder import Artifact
 from hgt_infer.checks import check_bool, check_int, shown
+from hgt_infer.cuda.cudart import count_cuda_devices
 from hgt_infer.cuda.device import CudaDevice
 from hgt_infer.cuda.runner import CapturedRunner
-from hgt_infer.cuda.runtime import count_cuda_devices
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 from hgt_infer.engine.device_worker import DeviceWorker
 from hgt_infer.engine.scheduler import Scheduler

@@ -24,7 +24,7 @@ from hgt_infer import (
     PromptError,
     SamplingParams,
 )
-from hgt_infer.cuda.runtime import count_cuda_devices
+from hgt_infer.cuda.cudart import count_cuda_devices
 
 NUM_GREEDY_TOKENS = 64
 

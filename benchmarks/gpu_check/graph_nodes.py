@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ctypes import POINTER, byref, c_int, c_size_t, c_void_p
 from typing import Any
 
-from hgt_infer.cuda.runtime import LIBRARIES
+from hgt_infer.cuda.cudart import LIBRARIES
 
 RELAXED = 2  # cudaStreamCaptureModeRelaxed: other calls of the thread are not refused
 NODE_TYPES = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 10: "allocation", 11: "free"}

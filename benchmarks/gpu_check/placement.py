@@ -85,8 +85,8 @@ def placement_of(graph: Path, provider: str, device_id: int = 0) -> Placement:
 def main(argv: list[str]) -> int:
     import onnxruntime as ort
 
+    from hgt_infer.cuda.cudart import load_cuda
     from hgt_infer.cuda.device import session_settings
-    from hgt_infer.cuda.runtime import load_cuda
 
     graph, provider, device_id = argv
     options, provider_options = session_settings(int(device_id))

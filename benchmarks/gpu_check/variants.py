@@ -21,8 +21,8 @@ from benchmarks.gpu_check.replays import open_parts
 from benchmarks.gpu_check.report import Result, Skipped, first_line, measured
 from benchmarks.gpu_check.subject import Subject, fixed_length, subject_of
 from benchmarks.measure.comparison import Spread, seconds_of
+from hgt_infer.cuda import cudart
 from hgt_infer.cuda import device as cuda
-from hgt_infer.cuda import runtime as cuda_runtime
 from hgt_infer.cuda.slot_record import MAX_FED_TOKENS
 
 TIMEOUT_S = 40.0
@@ -189,7 +189,7 @@ def measure(subject: Subject, task: Task) -> Iterator[dict[str, Any]]:
 
 def load_cudnn() -> None:
     """Let ONNX Runtime find cuDNN, which we load for nothing else; OSError where it is not installed."""
-    cuda_runtime.load_library("libcudnn.so.9", cuda_runtime.library_folders())
+    cudart.load_library("libcudnn.so.9", cudart.library_folders())
 
 
 def measure_prefills(subject: Subject, num_lengths: int) -> Iterator[dict[str, Any]]:

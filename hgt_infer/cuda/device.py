@@ -21,8 +21,7 @@ import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
 from hgt_infer.cuda.capture_gate import GATE
-from hgt_infer.cuda.kernel import CudaKernel
-from hgt_infer.cuda.runtime import (
+from hgt_infer.cuda.cudart import (
     COMPUTE_CAPABILITY_MAJOR,
     COMPUTE_CAPABILITY_MINOR,
     DEVICE_TO_DEVICE,
@@ -32,6 +31,7 @@ from hgt_infer.cuda.runtime import (
     PitchedPointer,
     load_cuda,
 )
+from hgt_infer.cuda.kernel import CudaKernel
 from hgt_infer.cuda.stream import CudaEvent, CudaStream
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError, ModelFormatError
 

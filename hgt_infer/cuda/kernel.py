@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hgt_infer.cache_folder import cache_folder
-from hgt_infer.cuda.runtime import NVRTC, OUT_OF_MEMORY, nvrtc_version
+from hgt_infer.cuda.cudart import NVRTC, OUT_OF_MEMORY, nvrtc_version
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, EngineError
 
 logger = logging.getLogger(__name__)

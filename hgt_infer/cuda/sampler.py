@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hgt_infer.cuda.cudart import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
 from hgt_infer.cuda.device import CudaDevice
-from hgt_infer.cuda.runtime import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
 from hgt_infer.cuda.slot_record import (
     HOST_CONTROLLED,
     IDLE,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
-from hgt_infer.cuda.runtime import (
+from hgt_infer.cuda.cudart import (
     DEVICE_TO_DEVICE,
     DEVICE_TO_HOST,
     HOST_TO_DEVICE,

@@ -9,7 +9,7 @@ from hgt_infer.engine.cached_prompts import CachedPrompts
 from hgt_infer.engine.sequence import Request, Sequence
 from hgt_infer.engine.waiting_queue import WaitingQueue
 
-MAX_FED_TOKENS = 8
+DEFAULT_MAX_FED_TOKENS = 8
 """Longest prompt that is fed token by token beside running sequences on a CPU instead of being prefilled.
 
 The prompt alone decides: a prefill's rounding differs from a step's, and a request must not depend on
@@ -35,7 +35,7 @@ class Scheduler:
         num_slots: int,
         waiting: WaitingQueue | None = None,
         *,
-        max_fed_tokens: int = MAX_FED_TOKENS,
+        max_fed_tokens: int = DEFAULT_MAX_FED_TOKENS,
         closes_gaps: bool = True,
         shares_prefills: bool = True,
     ) -> None:

@@ -21,8 +21,8 @@ from support.calls import (
 from support.fake_cuda import FakeCudaDevice
 
 from hgt_infer.artifact.folder import Artifact
+from hgt_infer.cuda.cudart import OUT_OF_MEMORY
 from hgt_infer.cuda.runner import CapturedRunner
-from hgt_infer.cuda.runtime import OUT_OF_MEMORY
 from hgt_infer.engine.batch import Batch, BatchOutput
 from hgt_infer.engine.scheduler import Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams

@@ -11,7 +11,7 @@ import pytest
 from support.fake_cuda import FakeCudaDevice
 from support.fake_cudart import FakeCudart
 
-from hgt_infer.cuda import runtime as cuda
+from hgt_infer.cuda import cudart as cuda
 from hgt_infer.cuda.device import PROVIDER_OPTIONS, SESSION_ENTRIES, CudaDevice
 from hgt_infer.errors import DeviceMemoryError, DeviceUnavailableError, ModelFormatError
 

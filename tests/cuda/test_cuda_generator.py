@@ -19,7 +19,7 @@ from hgt_infer import (
     ParameterError,
     SamplingParams,
 )
-from hgt_infer.cuda.runtime import OUT_OF_MEMORY
+from hgt_infer.cuda.cudart import OUT_OF_MEMORY
 
 PROMPTS = ["My dream is", "I think", "a", "The quick brown fox said: it's 7 o'clock " * 4]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, min_tokens=12)

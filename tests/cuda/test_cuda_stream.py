@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.fake_cuda import FakeCudaDevice
 
-from hgt_infer.cuda import runtime as cuda
+from hgt_infer.cuda import cudart as cuda
 from hgt_infer.errors import DeviceMemoryError, EngineError
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.checkpoints import write_checkpoint
 
 from hgt_infer import Generator, SamplingParams
-from hgt_infer.cuda.runtime import count_cuda_devices
+from hgt_infer.cuda.cudart import count_cuda_devices
 from hgt_infer.export import export_checkpoint
 
 pytestmark = [

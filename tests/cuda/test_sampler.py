@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from support.kernel_rows import Rows
 from support.transformers_filters import FILTERS
 
-from hgt_infer.cuda.runtime import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
+from hgt_infer.cuda.cudart import COMPUTE_CAPABILITY_MAJOR, MAX_SHARED_BYTES_OPTIN
 from hgt_infer.cuda.sampler import (
     BLOCK_SIZE,
     SOURCE,

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from support.cache_model import CacheModel, sampled, tokens_of
 
 from hgt_infer.engine.batch import Batch, BatchOutput, Copy
-from hgt_infer.engine.scheduler import MAX_FED_TOKENS, Scheduler
+from hgt_infer.engine.scheduler import DEFAULT_MAX_FED_TOKENS, Scheduler
 from hgt_infer.engine.sequence import Request, Sequence, SequenceParams
 from hgt_infer.engine.waiting_queue import WaitingQueue
 
 EOS = 99
-LONG = MAX_FED_TOKENS + 1
+LONG = DEFAULT_MAX_FED_TOKENS + 1
 
 
 def make(prompt: tuple[int, ...], max_tokens: int = 3, index: int = 0, **params: Any) -> Sequence:
@@ -77,7 +77,7 @@ def test_a_short_prompt_is_fed_token_by_token_beside_running_sequences() -> None
 
 def test_how_a_prompt_is_computed_depends_on_the_prompt_alone() -> None:
     for num_running in (0, 3):
-        for length in (1, 2, MAX_FED_TOKENS, LONG, 300):
+        for length in (1, 2, DEFAULT_MAX_FED_TOKENS, LONG, 300):
             scheduler = Scheduler(num_slots=4)
             for i in range(num_running):
                 add(scheduler, make((i,), max_tokens=500))
@@ -191,7 +191,7 @@ def test_a_sequence_that_reports_its_prompt_computes_it_itself() -> None:
 
 
 def test_a_sequence_that_generates_nothing_ends_with_its_prompt() -> None:
-    for length in (2, MAX_FED_TOKENS, LONG, 600):
+    for length in (2, DEFAULT_MAX_FED_TOKENS, LONG, 600):
         scheduler = Scheduler(num_slots=2)
         sequence = make((1,) * length, max_tokens=0, prompt_logprobs=0)
         add(scheduler, sequence)
@@ -274,7 +274,7 @@ def test_a_prompt_that_is_scored_is_prefilled_however_short() -> None:
     assert (batch.is_prefill, batch.num_tokens) == (True, 1)
 
 
-@pytest.mark.parametrize(("length", "is_copied"), [(MAX_FED_TOKENS, False), (LONG, True)])
+@pytest.mark.parametrize(("length", "is_copied"), [(DEFAULT_MAX_FED_TOKENS, False), (LONG, True)])
 def test_only_a_prompt_that_would_be_prefilled_anyway_is_copied_from_one_that_was_scored(
     length: int, is_copied: bool
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.cuda import runtime as cuda
+from hgt_infer.cuda import cudart as cuda
 from hgt_infer.cuda.capture_gate import GATE
 
 POISON = 0xFF  # NaN as a float of any width, -1 as an integer

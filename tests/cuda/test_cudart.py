@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.fake_cuda import FakeCudaDevice
 
-from hgt_infer.cuda import runtime as cuda
+from hgt_infer.cuda import cudart as cuda
+from hgt_infer.cuda.cudart import LIBRARIES, Copy3D, CudaRuntime
 from hgt_infer.cuda.device import CudaDevice
-from hgt_infer.cuda.runtime import LIBRARIES, Copy3D, CudaRuntime
 from hgt_infer.errors import DeviceUnavailableError
 
 
@@ -54,9 +54,9 @@ def machine(
         return Driver(version, num_devices)
 
     providers = ["CUDAExecutionProvider"] * provider + ["CPUExecutionProvider"]
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ort.get_available_providers", lambda: providers)
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ort.preload_dlls", lambda: print("Failed to load"))
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ctypes.CDLL", load)
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ort.get_available_providers", lambda: providers)
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ort.preload_dlls", lambda: print("Failed to load"))
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ctypes.CDLL", load)
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_a_copy_that_cannot_be_loaded_gives_way_to_the_next(
         if path != str(tmp_path / "b" / "nvidia" / "cu13" / "lib" / "libx.so"):
             raise OSError(f"{path}: no")
 
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ctypes.CDLL", load)
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ctypes.CDLL", load)
     folders = [tmp_path / site / "nvidia" / "cu13" / "lib" for site in "eab"]
     for folder in folders[1:]:
         folder.mkdir(parents=True)
@@ -156,8 +156,8 @@ def test_every_function_that_is_used_has_its_signature(monkeypatch: pytest.Monke
             setattr(self, name, function)
             return function
 
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ctypes.CDLL", Library)
-    monkeypatch.setattr("hgt_infer.cuda.runtime.ctypes.PyDLL", Library)
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ctypes.CDLL", Library)
+    monkeypatch.setattr("hgt_infer.cuda.cudart.ctypes.PyDLL", Library)
     runtime = CudaRuntime()
     fake = {name for name in dir(FakeCudaDevice().cudart) if name.startswith("cuda")}
     assert fake == {name for name in vars(runtime) if name.startswith("cuda")}
