@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from support.fake_cuda import FakeCudaDevice
 
-from hgt_infer import Generator, SamplingParams, doctor
+from hgt_infer import Generator, SamplingParams, cli, doctor, server
 from hgt_infer.cli import NOT_OPTIONS, main
 from hgt_infer.sampling_params import sampling_settings
+from hgt_infer.server import Limits
 
 
 def test_generate_prints_what_the_api_returns(
@@ -199,3 +201,12 @@ def test_generate_has_an_option_for_each_setting(
         option = f"--{name.replace('_', '-')}"
         assert (option in printed) == (name not in NOT_OPTIONS)
         assert name in NOT_OPTIONS or setting.description[1:40] in printed
+
+
+def test_the_defaults_of_serve_are_those_of_the_library() -> None:
+    options = inspect.signature(cli.serve).parameters
+    functions = [inspect.signature(one).parameters for one in (Limits, Generator, server.serve)]
+    own = {name: option.default for name, option in options.items() if name != "num_slots"}
+    expected = {name: one.default for of in functions for name, one in of.items() if name in own}
+    assert {"max_tokens_per_request", "max_queued_sequences", "port"} <= set(expected)
+    assert expected.items() <= own.items()
