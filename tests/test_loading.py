@@ -379,7 +379,6 @@ def test_a_killed_export_leaves_no_entry_and_is_cleaned_up(
     assert cache_entries(tmp_path / "cache") == [artifact.path]
 
 
-@pytest.mark.integration
 def test_a_hub_repository_of_2021_is_downloaded_once_and_works_without_the_hub(
     exporter: FakeExporter, tmp_path: Path
 ) -> None:

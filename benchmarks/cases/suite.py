@@ -39,7 +39,6 @@ from benchmarks.peers.worker import Remote
 MIN_INT8_AGREEMENT = 0.5
 """Of greedy tokens that are the reference's choice after the same text: a fault leaves none. Random weights
 have many near-ties and magnify noise; how good int8 is, trained weights tell (`benchmarks.cases.quality`)."""
-CONVERT_NOTHING = (REFERENCE, PIPELINE)
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 8.0
 FIRST_TOKEN_GOAL_S = 0.5
@@ -132,8 +131,6 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
 
 def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
     """Let a backend convert the checkpoint, so that no conversion is in its memory or its time."""
-    if name in CONVERT_NOTHING:
-        return
     model = folder / name / "model"
     if name.startswith("hgt_infer"):
         shutil.rmtree(model, ignore_errors=True)  # of another version of the exporter

@@ -94,8 +94,9 @@ def generate_dataset(
         if column not in columns:
             raise ParameterError(f"the dataset has no column {column!r}; it has {', '.join(columns)}")
     model = os.fspath(model)
-    if progress is not None:
-        folder = Path(progress).absolute()
+    folder = Path(progress).absolute() if progress is not None else None  # actors may work in another folder
+    finished: list[str] = []
+    if folder is not None:
         _check_same_run(folder, {"model": model, "seed": seed, "params": repr(params), "id": id_column})
         finished = sorted(map(str, folder.glob("*.parquet")))
     num_cpus = (0 if num_gpus else 1) if num_cpus is None else num_cpus
@@ -106,11 +107,11 @@ def generate_dataset(
         "num_gpus": num_gpus,
         "fn_constructor_args": (model, params, seed, id_column, prompt_column),
         "fn_constructor_kwargs": {
-            "progress": progress and str(progress),
+            "progress": None if folder is None else str(folder),
             "settings": actor_settings(num_cpus, num_gpus, settings),
         },
     }
-    if progress is None or not finished:
+    if not finished:
         return dataset.map_batches(Sampler, **how)
     ids = set(_read(finished, [id_column])[id_column].to_pylist())
     done = ray.data.from_items(finished).map_batches(
@@ -178,13 +179,13 @@ def _keep(folder: Path, columns: Columns) -> None:
 
 
 def _read(files: list[str], columns: list[str] | None = None) -> pa.Table:
-    """Batches that were kept; all their columns without `columns`.
+    """Read batches that were kept; None reads all columns.
 
-    Not by ray.data.read_parquet, whose processes to read a few files take many seconds to start.
+    ray.data.read_parquet starts processes of its own, which takes many seconds for a few files.
     """
     import pyarrow.parquet as pq
 
-    return pq.read_table(files, columns=columns)
+    return pq.read_table(files, columns=columns, partitioning=None)  # a folder may be called seed=1
 
 
 def _check_same_run(folder: Path, run: Mapping[str, Any]) -> None:

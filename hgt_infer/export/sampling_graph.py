@@ -67,8 +67,8 @@ def build_sampler(*, vocab_size: int, eos_token_ids: Sequence[int]) -> ir.Model:
         min_length int32 [B]: end-of-text is suppressed while seqlens_k + 1 is below
         is_adjusted bool [B]; where any row is, logit_bias and repetition_penalty float32 [B, V] are read
     Outputs: token_ids int64 [B]; unresolved bool [B]: rows to be drawn on the host. These are rows whose
-        candidates all fell outside the nucleus (about 1 in 160,000 at top_p 0.95), rows with more ties at
-        the k-th logit than the window holds, and rows whose largest logit is not finite.
+        candidates all fell outside the nucleus (about 1 in 160,000 at top_p 0.95), rows whose ties
+        with the k-th logit reach the end of the window, and rows whose largest logit is not finite.
     """
     graph = OnnxGraph("sampler")
     op = graph.op
@@ -119,7 +119,7 @@ class _Window:
     holds_all: Value  # every token that can be drawn
     no_top_k: Value
     is_unfiltered: Value  # no top_k, top_p or min_p: drawn from the whole softmax, whatever the window holds
-    is_broken: Value  # more ties with the k-th logit than fit, or no largest logit
+    is_broken: Value  # ties with the k-th logit reach the end of the window, or no largest logit
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,11 @@ def test_samples_are_those_of_a_single_generator(
 
 
 def test_an_actor_that_is_killed_loses_no_row_and_a_run_goes_on_where_it_was(
-    cluster: None, artifact: Path, expected: dict[int, list[str]], tmp_path: Path
+    cluster: None,
+    artifact: Path,
+    expected: dict[int, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pyarrow import parquet
 
@@ -81,7 +85,8 @@ def test_an_actor_that_is_killed_loses_no_row_and_a_run_goes_on_where_it_was(
             first.touch()
             return super().__call__(batch)
 
-    progress = tmp_path / "progress"
+    monkeypatch.chdir(tmp_path)  # Ray's processes stay in another folder
+    progress = Path("seed=5")  # which is no column of the files in it
     run = partial(generate_dataset, rows(), artifact, PARAMS, progress=progress, batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_module, "Sampler", Dies)

@@ -179,7 +179,7 @@ def wide(artifact: Path) -> Iterator[Generator]:
 
 
 PURE = SamplingParams(n=4000, max_tokens=1, seed=11, top_k=0, top_p=1.0, temperature=1.0)
-# The graph draws from the 256 likeliest tokens or, where a nucleus is wider, from all.
+# The graph draws from the 257 likeliest tokens or, where a nucleus is wider, from all.
 WIDE = {"temperature": 3.0, "top_p": 0.97}
 
 

@@ -33,7 +33,10 @@ def start(target: Callable[..., Any], *args: object) -> BaseProcess:
 
 
 def fork(target: Callable[..., Any], *args: object) -> BaseProcess:
-    """Start a process that calls a function which uses neither PyTorch nor threads."""
+    """Start a process that calls a function which takes no lock that another thread of this one may hold.
+
+    PyTorch and ONNX Runtime have such threads and locks: what uses them is started by `start`.
+    """
     process = multiprocessing.get_context("fork").Process(target=target, args=args)
     process.start()
     return process

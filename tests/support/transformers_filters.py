@@ -113,7 +113,6 @@ FILTERS: list[dict[str, Any]] = [
     {"top_k": 50, "top_p": 0.9501},  # the model card's
     {"top_k": 50, "top_p": 0.8001, "min_p": 0.02},
     {"top_k": 200, "temperature": 1.5, "min_p": 0.05},
-    {"top_k": 256},  # the largest of the graph
     {"top_p": 0.0101},
     {"temperature": 0.7, "top_p": 0.9001},
     {"temperature": 3.0, "top_p": 0.9501},
@@ -121,6 +120,7 @@ FILTERS: list[dict[str, Any]] = [
     {"temperature": 1.5, "min_p": 0.01},
     {"temperature": 1.5, "top_p": 0.8001, "min_p": 0.001},
     {"temperature": 1.5, "top_p": 0.9001, "min_p": 0.01},
+    {"top_k": 256},  # the largest of the graph
 ]
 """What a device samples itself: every way through its sampler, for any row of logits."""
 

@@ -86,7 +86,6 @@ def test_variants_run_in_turns_with_the_default(fake: Subject, monkeypatch: pyte
 
 def test_nodes_that_cannot_be_counted_are_skipped(fake: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_sides(fake, monkeypatch)
-
     fake.scale = replace(fake.scale, num_turns=1)
 
     def missing() -> Any:

@@ -170,7 +170,7 @@ def test_the_learning_rate_rises_and_follows_its_schedule(tmp_path: Path, schedu
     hyper_parameters = dataclasses.replace(TINY_RUN, schedule=schedule, warmup_ratio=0.2)
     train(tmp_path, dataset=dataset, hyper_parameters=hyper_parameters, callbacks=[losses])
     rates = losses.of("learning_rate")
-    assert rates[0] < rates[1] < rates[2] < 5e-3  # 5 steps of 24, a loss logged at each
+    assert rates[0] < rates[1] < rates[2] < 5e-3  # 5 steps of 27, a loss logged at each
     assert max(rates) == pytest.approx(5e-3)
     assert rates[-1] == pytest.approx(last, abs=3e-4)
 

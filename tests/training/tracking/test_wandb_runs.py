@@ -20,7 +20,7 @@ from support.wandb_stand_in import wandb_stand_in
 from training.tracking import wandb_runs
 from training.tracking.trackers import tracked
 
-pytestmark = [pytest.mark.usefixtures("no_account"), pytest.mark.integration]
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def the_runs(folder: Path) -> tuple[LoggedRun, LoggedRun]:
@@ -29,6 +29,7 @@ def the_runs(folder: Path) -> tuple[LoggedRun, LoggedRun]:
     return runs["preprocess"][0], runs["train"][0]
 
 
+@pytest.mark.integration
 def test_wandb_has_two_runs_that_four_artifacts_link(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     record(run, "wandb")
@@ -87,6 +88,7 @@ def test_wandb_records_nothing_of_the_machine(tmp_path: Path) -> None:
     assert not list((run.folder / "wandb").rglob("wandb-metadata.json"))
 
 
+@pytest.mark.integration
 def test_trackers_leave_nothing_outside_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_trackers_leave_nothing_outside_the_checkpoint(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.integration
 def test_offline_runs_are_uploaded_after_the_checkpoint_was_put_in_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +199,7 @@ def test_base_folder_is_recorded_by_hashes_and_a_hub_id_by_its_address(tmp_path:
     assert json.loads(artifact.metadata)["address"] == "https://huggingface.co/someone/gpt2-small"
 
 
+@pytest.mark.integration
 def test_server_that_cannot_be_reached_turns_the_record_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +240,7 @@ def test_wandb_mode_of_the_user_counts(
     the_runs(run.folder)
 
 
+@pytest.mark.integration
 def test_service_that_dies_is_warned_of_once_and_training_goes_on(tmp_path: Path) -> None:
     """In a process of its own: W&B never lets go of a service that it cannot reach."""
     code = (
