@@ -120,9 +120,7 @@ class StepParts:
             self.device.stream.synchronize()
         self.run_all(1)
 
-    def time(
-        self, name: str, *, num_rounds: int, num_replays: int | None = None, warmup_s: float = 0.0
-    ) -> Replay:
+    def time(self, name: str, *, num_rounds: int, warmup_s: float, num_replays: int | None = None) -> Replay:
         """Run one part in a row, for warmup_s before it counts: an idle GPU's clocks are low.
 
         Each round waits once, behind its last run.

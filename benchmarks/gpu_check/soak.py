@@ -110,10 +110,10 @@ def cancelled(generator: Generator, prompt: str, params: SamplingParams, rng: ra
     asyncio.run(cancel_soon())
 
 
-def warm(generator: Generator, num_slots: int) -> None:
+def warm(generator: Generator) -> None:
     """Make the largest runs that a request can ask for, in every slot: what they allocate is kept."""
     longest = " ".join(["abcdefghij"[n % 10] for n in range(MAX_PROMPT_LENGTH // 2)])
-    prompts = [f"{chr(ord('a') + n % 26)}{longest[1:]}" for n in range(num_slots)]
+    prompts = [f"{chr(ord('a') + n % 26)}{longest[1:]}" for n in range(generator.num_slots)]
     params = SamplingParams(max_tokens=MAX_TOKENS, logprobs=5, prompt_logprobs=2)
     generator.generate(prompts, params)
     generator.generate(prompts, SamplingParams(max_tokens=MAX_TOKENS))
@@ -125,16 +125,16 @@ WAYS = (generated, generated, streamed, closed_early, cancelled)
 
 def check_soak(subject: Subject) -> Result:
     """Mixed requests, in rounds; what both memories hold behind the first ones they hold at the end."""
-    num_slots, per_round = subject.scale.num_slots, subject.scale.num_mixed // NUM_ROUNDS
+    per_round = subject.scale.num_mixed // NUM_ROUNDS
     ways: Counter[str] = Counter()
     resident: list[int | None] = []
     on_device: list[int | None] = []
     with (
         subject.open_device() as device,
-        subject.generator(num_slots=num_slots, max_length=256) as generator,
+        subject.generator(num_slots=subject.scale.num_slots, max_length=256) as generator,
         ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
-        warm(generator, num_slots)
+        warm(generator)
         for start in range(0, per_round * NUM_ROUNDS, per_round):
             ways.update(pool.map(partial(answer, generator), range(start, start + per_round)))
             gc.collect()

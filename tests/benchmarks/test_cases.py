@@ -20,14 +20,14 @@ CONFIG = gpt2_small()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a backend makes of the checkpoint stays here."""
     return tmp_path_factory.mktemp("cases")
 
 
 @pytest.mark.integration
-def test_many_prompts_go_through_in_one_call(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run_offline("hgt_infer_int8", 300, folder, config=CONFIG)
+def test_many_prompts_go_through_in_one_call(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_offline("hgt_infer_int8", 300, prepared, config=CONFIG)
     assert result["num_tokens"] == tweets().num_tokens + sum(tweets().lengths[:44])
     assert result["tokens_per_s"] == result["num_tokens"] / result["seconds"]
     assert all(memory["resident"] > 10 for memory in result["memory_mb"].values())
@@ -38,14 +38,14 @@ def test_many_prompts_go_through_in_one_call(folder: Path, capsys: pytest.Captur
 
 @pytest.mark.integration
 def test_the_service_is_measured_beside_the_library_and_abused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests than clients, so that some go on with a connection."""
     requests = tweets().head(80, max_tokens=16)
     assert len(requests.prompts) > service.NUM_CLIENTS
     monkeypatch.setattr(service, "tweets", lambda: requests)
     result = run_service(
-        folder, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG
+        prepared, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG
     )
     assert set(result["overhead"]) == {"library", "service", "service, streams"}
     assert all(side["tokens_per_s"] > 0 for side in result["overhead"].values())

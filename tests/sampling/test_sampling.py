@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 from support.chi_squared import assert_follows
 from support.transformers_filters import WARPERS, V, exact_probs, normal_logits, params_of, rows, token_ids
 
@@ -31,8 +32,6 @@ def test_uniforms_differ_by_seed_by_sample_and_by_step() -> None:
 
 
 def test_uniforms_are_uniform_and_below_one() -> None:
-    from scipy import stats  # which takes most of a second
-
     numbers = np.concatenate([uniforms(seed, index, 100).ravel() for seed in range(20) for index in range(5)])
     assert numbers.min() >= 0
     assert numbers.max() < 1

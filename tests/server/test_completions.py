@@ -111,10 +111,10 @@ def test_sixteen_tokens_unless_told(client: httpx.Client) -> None:
 
 
 def test_models_are_listed(official: Any) -> None:
-    assert [model.id for model in official.models.list()] == [MODEL]
-    assert official.models.retrieve(MODEL).owned_by == "hgt_infer"
     from openai import NotFoundError
 
+    assert [model.id for model in official.models.list()] == [MODEL]
+    assert official.models.retrieve(MODEL).owned_by == "hgt_infer"
     with pytest.raises(NotFoundError) as caught:
         official.models.retrieve("other")
     assert caught.value.code == "model_not_found"

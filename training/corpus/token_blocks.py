@@ -136,6 +136,6 @@ class TokenBlocks:
             text = np.searchsorted(beginnings, in_file, side="right") - 1
             block["position_ids"] = (in_file - beginnings[text]) % self._context  # a longer text is cut
         else:
-            # Of all tokens. Without one transformers looks for packed texts, and makes a mask each time.
+            # It hides nothing. Without it transformers looks for packed texts and makes a mask of its own.
             block["attention_mask"] = np.ones(len(token_ids), np.bool_)
         return block

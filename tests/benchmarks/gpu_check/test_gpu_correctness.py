@@ -110,7 +110,7 @@ def test_soak_asks_for_the_largest_runs_first(fake: Subject, monkeypatch: pytest
     with fake.generator(num_slots=8, max_length=256) as generator:
         generate = generator.generate
         monkeypatch.setattr(generator, "generate", lambda *args: asked.append(args) or generate(*args))
-        soak.warm(generator, 8)
+        soak.warm(generator)
     longest = max(len(" ".join("a" * number)) for number in range(1, soak.MAX_PROMPT_LENGTH // 2 + 1))
     prompts, params = asked[0]
     assert {len(prompt) for prompt in prompts} == {longest}
