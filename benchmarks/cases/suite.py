@@ -9,72 +9,83 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.throughput import (
-    PADDED_LIKE_TRANSFORMERS,
-    PIPELINE,
-    REFERENCE,
-    time_fixed_lengths,
-    time_other_workloads,
-)
+from benchmarks.cases.throughput import PIPELINE, REFERENCE, STATIC_BATCH_SIZE, Timings
 from benchmarks.measure.bounds import measure_bounds
 from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, percentiles
 from benchmarks.measure.environment import capture_environment, num_physical_cores
-from benchmarks.measure.fresh_processes import (
-    FIRST_TOKEN,
-    TRANSFORMERS_FIRST_TOKEN,
-    first_token_s,
-    in_fresh_processes,
-)
-from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, random_prompts, tweets
-from benchmarks.peers.registry import BACKENDS, STATIC_ALONE
+from benchmarks.measure.quiet import wait_for_quiet
+from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, one_prompt, random_prompts, tweets
+from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote
 
-MIN_INT8_AGREEMENT = 0.5
-"""Of greedy tokens that are the reference's choice after the same text: a fault leaves none. Random weights
-have many near-ties and magnify noise; how good int8 is, trained weights tell (`benchmarks.cases.quality`)."""
+MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.5, "int8": 0.5}
+"""Of greedy tokens that are the reference's choice after the same text, by precision: a fault leaves none.
+Random weights have many near-ties and magnify noise; how good int8 is, trained weights tell
+(`benchmarks.cases.quality`)."""
+NUM_IN_COMPANY = 8
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 8.0
 FIRST_TOKEN_GOAL_S = 0.5
-FIRST_TOKEN_CODE = {
-    "hgt_infer": FIRST_TOKEN,
-    "hgt_infer_int8": FIRST_TOKEN,
-    "transformers": TRANSFORMERS_FIRST_TOKEN,
-}
+SERVED = (
+    "hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "vllm", "llama_server_q8_0",
+    "ctranslate2_int8", "transformers",
+)  # fmt: skip
+"""Backends that a service can be made of; llama.cpp is its own."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything.
+    """How much of everything; nothing of what is 0 or empty.
 
     Attributes:
-        rounds: timed rounds of fixed lengths by batch size.
+        rounds: timed rounds of fixed lengths by batch size, in rising order.
         num_tweets: requests of the tweets workload that are run.
         num_samples: of one prompt.
+        num_offline: requests in one call.
         rounds_of_others: of the other workloads.
+        rounds_offline: of the many requests.
         num_starts: fresh processes of each cold start.
+        rates: requests a second that arrive by chance.
     """
 
-    rounds: dict[int, int]
-    num_tweets: int
-    num_samples: int
-    rounds_of_others: int
-    num_starts: int
+    rounds: Mapping[int, int]
+    num_tweets: int = 96
+    num_samples: int = 0
+    num_offline: int = 0
+    rounds_of_others: int = 5
+    rounds_offline: int = 1
+    num_starts: int = 0
+    rates: Sequence[float] = ()
+    has_long_prompts: bool = False
 
 
 FULL = Plan(
-    rounds={1: 11, 4: 10, 16: 5, 64: 2}, num_tweets=96, num_samples=100, rounds_of_others=1, num_starts=5
+    rounds={1: 10, 4: 10, 16: 5, 64: 5, 256: 5},
+    num_samples=100,
+    num_offline=10_000,
+    num_starts=5,
+    rates=SERVED_RATES,
+    has_long_prompts=True,
 )
-QUICK = Plan(rounds={1: 3, 16: 3}, num_tweets=64, num_samples=32, rounds_of_others=1, num_starts=2)
+QUICK = Plan(rounds={1: 10, 16: 5}, rounds_of_others=3)
 
 
-def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -> dict[str, Any]:
+def run(
+    names: Sequence[str],
+    plan: Plan,
+    folder: Path,
+    *,
+    config: Any = None,
+    wait: Callable[[], dict[str, Any]] = wait_for_quiet,
+    keep: Callable[[dict[str, Any]], object] = lambda _: None,
+) -> dict[str, Any]:
     """Run the suite and return its result.
 
     Args:
@@ -82,51 +93,63 @@ def run(names: Sequence[str], plan: Plan, folder: Path, *, config: Any = None) -
         plan: how much.
         folder: for the checkpoint of random weights and what backends make of it.
         config: transformers' configuration of the model; None is GPT-2 124M.
+        wait: waits until the machine is quiet, and returns what it found.
+        keep: is given what there is of the result after each part.
 
     Raises:
         WorkerError: a backend failed.
         ValueError: a backend does not choose the reference's tokens.
     """
-    environment = capture_environment()
-    bounds = measure_bounds(num_physical_cores())
     checkpoint = write_model(folder, config)
     sizes = json.loads((checkpoint / "config.json").read_text())
     for name in names:
         _prepare(name, checkpoint, folder)
+    result: dict[str, Any] = {
+        "quiet": wait(),
+        "environment": capture_environment(),
+        "bounds": [_bounds("before")],
+        "model": {key: sizes[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")},
+        "reference": REFERENCE,
+    }
     with ExitStack() as stack:
         sides = {
             name: stack.enter_context(closing(Remote(name, checkpoint, folder / name))) for name in names
         }
-        result = {
-            "environment": environment,
-            "bounds": bounds,
-            "model": {
-                key: sizes[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
-            },
-            "reference": REFERENCE,
-            "backends": {
-                name: {
-                    "precision": BACKENDS[name].precision,
-                    "cannot": STATIC_ALONE if BACKENDS[name].is_static else "",
-                    "load_s": sides[name].load_s,
-                    "weights_mb": _weights_mb(folder / name / "model"),
-                }
-                for name in names
-            },
-            "agreement": check(sides),
-            "cases": list(time_fixed_lengths(sides, plan.rounds)),
+        result["agreement"] = check(sides)
+        result["backends"] = {
+            name: _about(name, side, folder / name / "model") for name, side in sides.items()
         }
+        timings = Timings(sides)
+        result["cases"] = timings.cases
+        for batch_size, num_rounds in plan.rounds.items():
+            timings.fixed_lengths(batch_size, num_rounds=num_rounds)
+            keep(result)
         for name, side in sides.items():
             result["backends"][name]["memory_mb"] = side.memory_mb()
-        result["cases"] += time_other_workloads(
-            sides,
-            num_rounds=plan.rounds_of_others,
-            num_samples=plan.num_samples,
-            num_tweets=plan.num_tweets,
-        )
+        result["bounds"].append(_bounds("between"))
+        if plan.num_samples:
+            timings.samples(plan.num_samples, num_rounds=plan.rounds_of_others)
+        if plan.has_long_prompts:
+            timings.long_prompts(num_rounds=plan.rounds_of_others)
+        timings.tweets(plan.num_tweets, num_rounds=plan.rounds_of_others)
+        keep(result)
         result["serving"] = _serve(sides, plan)
-    result["first_token_s"] = _cold_starts(checkpoint, folder, names, plan.num_starts)
+        keep(result)
+        if plan.num_offline:
+            timings.offline(plan.num_offline, num_rounds=plan.rounds_offline)
+    result["first_token_s"] = {
+        name: _cold_starts(name, checkpoint, folder / name, plan.num_starts)
+        for name in names
+        if plan.num_starts
+    }
+    result["bounds"].append(_bounds("after"))
+    keep(result)
     return result
+
+
+def _bounds(when: str) -> dict[str, Any]:
+    _say(f"what the machine can do at most, {when} the cases")
+    return {"when": when, **measure_bounds(num_physical_cores())}
 
 
 def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
@@ -138,6 +161,39 @@ def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
     Remote(name, checkpoint, folder / name).close()
 
 
+def _about(name: str, side: Remote, model: Path) -> dict[str, Any]:
+    """What a backend is and can do, and what of it can be measured at once."""
+    entry = BACKENDS[name]
+    return {
+        "precision": entry.precision,
+        "arithmetic": entry.arithmetic,
+        "cache_bytes": entry.cache_bytes,
+        "environment": entry.environment,
+        "settings": entry.settings,
+        "can": {"seeds": entry.has_seeds, "refills": not entry.is_static, "lengths": not entry.is_static},
+        "company": in_company(side, has_seeds=entry.has_seeds),
+        "load_s": side.load_s,
+        "weights_mb": _weights_mb(model),
+        **side.about(),
+    }
+
+
+def in_company(side: Any, *, has_seeds: bool) -> dict[str, tuple[int, int] | None]:
+    """Count the prompts that give the same tokens alone and among others, greedy and with a seed for each."""
+    workload = random_prompts(NUM_IN_COMPANY)
+    seeds = [*range(NUM_IN_COMPANY)]
+
+    def same(*, greedy: bool) -> tuple[int, int]:
+        together = side.generate(workload, greedy=greedy, seeds=None if greedy else seeds)
+        alone = [
+            side.generate(workload.part(number), greedy=greedy, seeds=None if greedy else [seed])[0]
+            for number, seed in enumerate(seeds)
+        ]
+        return sum(a == b for a, b in zip(together, alone, strict=True)), NUM_IN_COMPANY
+
+    return {"greedy": same(greedy=True), "sampled": same(greedy=False) if has_seeds else None}
+
+
 def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
     """Check the greedy tokens of every side by the reference's own logits after the same text.
 
@@ -147,7 +203,6 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
     """
     result = {}
     for name, side in sides.items():
-        batch_size = 8 if BACKENDS[name].is_static else None
         workloads: list[Workload | MixedWorkload] = [random_prompts(4)]
         if name != PIPELINE:
             workloads.append(tweets().head(16, max_tokens=16))
@@ -156,30 +211,30 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
             for workload in workloads
             for prompt, token_ids in zip(
                 workload.prompt_token_ids,
-                side.generate(workload, greedy=True, batch_size=batch_size),
+                side.generate(workload, greedy=True, batch_size=8),
                 strict=True,
             )
             for margin in sides[REFERENCE].margins(prompt, token_ids)
         ]
         share = sum(margin <= BACKENDS[name].near_tie for margin in margins) / len(margins)
         result[name] = {"share": share, "largest_margin": max(margins)}
-        least = MIN_INT8_AGREEMENT if BACKENDS[name].precision == "int8" else 1.0
+        least = MIN_AGREEMENT[BACKENDS[name].precision]
         if len(margins) != sum(workload.num_tokens for workload in workloads) or share < least:
             raise ValueError(f"{name} agrees with {REFERENCE} in {share:.1%} of the tokens, not {least:.0%}")
     return result
 
 
-def _serve(sides: dict[str, Remote], plan: Plan) -> list[dict[str, Any]]:
+def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
     """Requests that arrive by chance, at several rates; who cannot keep up falls ever further behind."""
     results = []
-    for rate in SERVED_RATES:
+    for rate in plan.rates:
         requests = next(tweets().batches(min(plan.num_tweets, math.ceil(rate * SERVED_SECONDS))))
         at = arrivals(requests, rate=rate)
-        for name in sides:
-            if name in (*PADDED_LIKE_TRANSFORMERS, "ctranslate2") or name.startswith("llama_cpp"):
-                continue  # as transformers' or ctranslate2_int8's batches; llama.cpp has a server of its own
+        for name in SERVED:
+            if name not in sides:
+                continue
             _say(f"serving {rate:g} requests a second: {name}")
-            served = sides[name].serve(requests, at, batch_size=16)
+            served = sides[name].serve(requests, at, batch_size=STATIC_BATCH_SIZE)
             first = [times.first_token_s for times in served]
             results.append(
                 {
@@ -194,18 +249,17 @@ def _serve(sides: dict[str, Remote], plan: Plan) -> list[dict[str, Any]]:
     return results
 
 
-def _cold_starts(checkpoint: Path, folder: Path, names: Sequence[str], num_starts: int) -> dict[str, Any]:
-    """Seconds from the first import to the first token, in fresh processes, files in the page cache."""
-    result = {}
-    for name in names:
-        if name not in FIRST_TOKEN_CODE:
-            continue
-        _say(f"cold start: {name}")
-        model = folder / name / "model" if name.startswith("hgt_infer") else checkpoint
-        starts = in_fresh_processes(FIRST_TOKEN_CODE[name], str(model), "cpu", num_rounds=num_starts)
-        rounds = [first_token_s(times) for times in starts]
-        result[name] = vars(Spread.of(rounds)) | {"rounds": rounds}
-    return result
+def _cold_starts(name: str, checkpoint: Path, folder: Path, num_starts: int) -> dict[str, Any]:
+    """Seconds from making a backend, its imports included, to its first token, in fresh processes.
+
+    Its files are in the page cache.
+    """
+    _say(f"cold start: {name}")
+    rounds = []
+    for _ in range(num_starts):
+        with closing(Remote(name, checkpoint, folder)) as side:
+            rounds.append(side.load_s + side.seconds(one_prompt(1, num_new_tokens=1)))
+    return vars(Spread.of(rounds)) | {"rounds": rounds}
 
 
 def _weights_mb(folder: Path) -> float | None:

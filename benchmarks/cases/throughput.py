@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
 from benchmarks.measure.comparison import Spread, take_turns
+from benchmarks.measure.quiet import take_quiet_turns
 from benchmarks.measure.workloads import (
     MixedWorkload,
     Workload,
     long_prompt,
+    offline,
     one_prompt,
     random_prompts,
     tweets,
@@ -23,120 +26,151 @@ from benchmarks.peers.worker import Remote
 REFERENCE = "transformers"
 PIPELINE = "transformers_pipeline"
 """Takes texts of one length of output alone."""
-PADDED_LIKE_TRANSFORMERS = (PIPELINE, "optimum")
-FEW_SLOTS = 16  # of hgt_infer, once more beside its most
 LONG_PROMPT = 900
-STATIC_BATCH_SIZES = (16, 64)
-LARGEST_BATCH_OF_ALL = 16
-"""Beyond it, and for many samples, who pads like transformers is left out: it is within a tenth of it."""
+STATIC_BATCH_SIZE = 64
+"""Of requests of mixed lengths; 16 was slower for every backend that pads."""
+SMALL_BATCH = 16
+"""Every side takes part up to this size; in larger cases those that are not far behind, see `fast_enough`."""
+FAR_BEHIND = 4
+NEW_TOKENS = {256: 32}
+"""By batch size, where they are not 64: the slowest side then takes a minute a round."""
 
 
-def time_fixed_lengths(sides: dict[str, Remote], rounds: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """Prompts and texts of one length, by batch size: so many timed rounds of each."""
-    for batch_size, num_rounds in rounds.items():
-        workload = random_prompts(batch_size)
-        yield _in_turns(
-            {name: _timer(side, workload) for name, side in _of_batch(sides, batch_size)},
+def fast_enough(case: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """The names whose tokens a second in a case are a fourth of the best or more, and the reference."""
+    rates = {
+        name: max(
+            (spread["median"] for way, spread in case["tokens_per_s"].items() if name_of(way) == name),
+            default=0.0,
+        )
+        for name in names
+    }
+    least = max(rates.values()) / FAR_BEHIND
+    return [name for name, rate in rates.items() if rate >= least or name == REFERENCE]
+
+
+def name_of(way: str) -> str:
+    """The backend of a way to run it: "transformers, batches of 64" is transformers."""
+    return way.split(",")[0]
+
+
+class Timings:
+    """Times cases one after the other, and leaves out of the larger ones who is far behind.
+
+    Args:
+        sides: by name, the reference among them.
+    """
+
+    def __init__(self, sides: Mapping[str, Remote]) -> None:
+        self._sides = sides
+        self.cases: list[dict[str, Any]] = []
+
+    def fixed_lengths(self, batch_size: int, *, num_rounds: int) -> None:
+        """Time prompts and texts of one length."""
+        names = self._names if batch_size > SMALL_BATCH else [*self._sides]
+        workload = replace(random_prompts(batch_size), num_new_tokens=NEW_TOKENS.get(batch_size, 64))
+        self._in_turns(
+            {name: self._timer(name, workload) for name in names},
             case="fixed",
             batch_size=batch_size,
             num_tokens=workload.num_tokens,
             num_steps=workload.num_new_tokens,
             num_rounds=num_rounds,
-            is_warm=batch_size > 16,
         )
 
+    def samples(self, num_samples: int, *, num_rounds: int) -> None:
+        """Time many samples of one prompt."""
+        workload = one_prompt(num_samples, num_new_tokens=35)
+        self._in_turns(
+            {name: self._timer(name, workload) for name in self._names},
+            case="samples",
+            num_tokens=workload.num_tokens,
+            num_rounds=num_rounds,
+        )
 
-def time_other_workloads(
-    sides: dict[str, Remote], *, num_rounds: int, num_samples: int, num_tweets: int
-) -> Iterator[dict[str, Any]]:
-    """Many samples of one prompt, a long prompt (three times the rounds), and tweets (one round)."""
-    samples = one_prompt(num_samples, num_new_tokens=35)
-    yield _in_turns(
-        {name: _timer(side, samples) for name, side in _of_batch(sides, samples.batch_size)},
-        case="samples",
-        num_tokens=samples.num_tokens,
-        num_rounds=num_rounds,
-        is_warm=True,
-    )
-    prompts = [long_prompt(LONG_PROMPT, number) for number in range(3 * num_rounds + 1)]
-    yield _in_turns(
-        {name: _timer(side, *prompts) for name, side in sides.items()},
-        case="long_prompt",
-        num_tokens=LONG_PROMPT,
-        num_rounds=3 * num_rounds,
-    )
-    requests = next(tweets().batches(num_tweets))
-    yield _in_turns(
-        {_way(name, size): _timer(sides[name], requests, batch_size=size) for name, size in _ways(sides)},
-        case="tweets",
-        num_tokens=requests.num_tokens,
-        num_rounds=1,
-        is_warm=True,
-    )
+    def long_prompts(self, *, num_rounds: int) -> None:
+        """Time prefill: a prompt of LONG_PROMPT tokens, another one in each round."""
+        prompts = [long_prompt(LONG_PROMPT, number) for number in range(num_rounds + 1)]
+        self._in_turns(
+            {name: self._timer(name, *prompts) for name in self._sides},
+            case="long_prompt",
+            num_tokens=LONG_PROMPT,
+            num_rounds=num_rounds,
+        )
+
+    def tweets(self, num_requests: int, *, num_rounds: int) -> None:
+        """Time requests of mixed lengths."""
+        requests = next(tweets().batches(num_requests))
+        self._in_turns(
+            {
+                f"{name}, batches of {STATIC_BATCH_SIZE}" if BACKENDS[name].is_static else name: self._timer(
+                    name, requests
+                )
+                for name in self._sides
+                if name != PIPELINE
+            },
+            case="tweets",
+            num_tokens=requests.num_tokens,
+            num_rounds=num_rounds,
+        )
+
+    def offline(self, num_requests: int, *, num_rounds: int) -> None:
+        """Time very many requests in one call, for those that refill and are not far behind."""
+        requests = offline(num_requests)
+        self._in_turns(
+            {name: self._timer(name, requests) for name in self._names if not BACKENDS[name].is_static},
+            case="offline",
+            num_tokens=requests.num_tokens,
+            num_rounds=num_rounds,
+            num_warmups=0,
+        )
+
+    @property
+    def _names(self) -> list[str]:
+        """Of those that were not far behind in the last case of fixed lengths."""
+        last = [case for case in self.cases if case["case"] == "fixed"][-1]
+        return fast_enough(last, self._sides)
+
+    def _timer(self, name: str, *workloads: Workload | MixedWorkload) -> Callable[[], float]:
+        """Time a workload, or the next one of several at each call."""
+        turns = cycle(workloads)
+        return lambda: self._sides[name].seconds(next(turns), batch_size=STATIC_BATCH_SIZE)
+
+    def _in_turns(
+        self,
+        timers: Mapping[str, Callable[[], float]],
+        *,
+        case: str,
+        num_tokens: int,
+        num_rounds: int,
+        num_warmups: int = 1,
+        **about: Any,
+    ) -> None:
+        """Time all ways in turns, after a round that is not counted."""
+        size = about.get("batch_size", "")
+        print(f"{case} {size}: {num_rounds} rounds of {len(timers)} sides", file=sys.stderr, flush=True)
+        take_turns(timers, num_rounds=num_warmups)
+        pids = [side.pid for side in self._sides.values()]
+        seconds, disturbed = take_quiet_turns(timers, num_rounds=num_rounds, pids=pids)
+        self.cases.append({"case": case, **about, "num_tokens": num_tokens, **_rates(seconds, num_tokens)})
+        self.cases[-1]["disturbed"] = disturbed
 
 
-def _of_batch(sides: dict[str, Remote], batch_size: int) -> Iterator[tuple[str, Remote]]:
-    for name, side in sides.items():
-        if batch_size <= LARGEST_BATCH_OF_ALL or name not in PADDED_LIKE_TRANSFORMERS:
-            yield name, side
-
-
-def _ways(sides: dict[str, Remote]) -> Iterator[tuple[str, int | None]]:
-    """Backends for requests of mixed lengths, with sizes of static batches, or slots, to be tried."""
-    for name in sides:
-        if name in PADDED_LIKE_TRANSFORMERS or (name == "ctranslate2" and "ctranslate2_int8" in sides):
-            continue
-        sizes: Sequence[int | None] = (None,)
-        if BACKENDS[name].is_static:
-            sizes = STATIC_BATCH_SIZES
-        elif name.startswith("hgt_infer"):
-            sizes = (None, FEW_SLOTS)
-        yield from ((name, size) for size in sizes)
-
-
-def _way(name: str, size: int | None) -> str:
-    if size is None:
-        return name
-    return f"{name}, batches of {size}" if BACKENDS[name].is_static else f"{name}, {size} slots"
-
-
-def _timer(
-    side: Remote, *workloads: Workload | MixedWorkload, batch_size: int | None = None
-) -> Callable[[], float]:
-    """Times a workload, or the next one of several at each call."""
-    turns = cycle(workloads)
-    return lambda: side.seconds(next(turns), batch_size=batch_size)
-
-
-def _in_turns(
-    timers: dict[str, Callable[[], float]],
-    *,
-    case: str,
-    num_tokens: int,
-    num_rounds: int,
-    is_warm: bool = False,
-    **about: Any,
-) -> dict[str, Any]:
-    """Time all sides in turns, after a round that is not counted unless they are warm."""
-    size = about.get("batch_size", "")
-    print(f"{case} {size}: {num_rounds} rounds of {len(timers)} sides", file=sys.stderr, flush=True)
-    if not is_warm:
-        take_turns(timers, num_rounds=1)
-    seconds = take_turns(timers, num_rounds=num_rounds)
-    by_reference = [name for name in timers if name.split(",")[0] == REFERENCE]
-    best = min(by_reference, key=lambda name: statistics.median(seconds[name]))
-    return {
-        "case": case,
-        **about,
-        "num_tokens": num_tokens,
+def _rates(seconds: Mapping[str, Sequence[float]], num_tokens: int) -> dict[str, Any]:
+    """Tokens a second of every way, and how many times as fast it is as the reference's fastest one."""
+    by_reference = [way for way in seconds if name_of(way) == REFERENCE]
+    best = min(by_reference, key=lambda way: statistics.median(seconds[way]), default=None)
+    result: dict[str, Any] = {
         "seconds": seconds,
         "tokens_per_s": {
-            name: vars(Spread.of([num_tokens / duration for duration in durations]))
-            for name, durations in seconds.items()
-        },
-        "compared_with": best,
-        "ratio": {
-            name: vars(Spread.of([their / our for our, their in zip(durations, seconds[best], strict=True)]))
-            for name, durations in seconds.items()
+            way: vars(Spread.of([num_tokens / duration for duration in durations]))
+            for way, durations in seconds.items()
         },
     }
+    if best is not None:
+        result["compared_with"] = best
+        result["ratio"] = {
+            way: vars(Spread.of([their / our for our, their in zip(durations, seconds[best], strict=True)]))
+            for way, durations in seconds.items()
+        }
+    return result

@@ -1,17 +1,16 @@
 """Requests that arrive at their own times, open loop: nobody waits for an answer before the next one is sent.
 
-A backend with a queue of its own takes each request when it arrives and streams it. Of one that has none, all
-that wait are taken as a static batch, up to its size, and nothing is seen of it before it ends.
+A backend that refills takes each request when it arrives. Of one that has static batches alone, all that wait
+are taken as a batch, up to its size, and nothing is seen of it before it ends.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from benchmarks.measure.workloads import MixedWorkload
+from benchmarks.measure.workloads import MixedWorkload, TokenIds
 
 
 class Served(NamedTuple):
@@ -21,39 +20,64 @@ class Served(NamedTuple):
     end_s: float
 
 
+class Engine(Protocol):
+    """A backend whose caller runs its steps."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that were added and have not ended."""
+
+    def add_request(
+        self, number: int, prompt_token_ids: Sequence[int], num_new_tokens: int, sampling: Mapping[str, Any]
+    ) -> None:
+        """Let a request take part from the next step on."""
+
+    def step(self) -> Mapping[int, int]:
+        """Run a step, and return how many tokens each request has that got one, by its number."""
+
+
 def serve(backend: Any, workload: MixedWorkload, at: Sequence[float], *, batch_size: int) -> list[Served]:
     """Serve every request, each of which arrives `at` seconds after the start."""
     if hasattr(backend, "generate_padded"):
-        return _in_batches(backend, workload, at, batch_size)
-    return _streamed(backend.generator, workload, at)
+        return serve_in_batches(backend.generate_padded, workload, at, batch_size)
+    if hasattr(backend, "add_request"):
+        return serve_by_steps(backend, workload, at)
+    served: list[Served] = backend.serve(workload, at)
+    return served
 
 
-def _streamed(generator: Any, workload: MixedWorkload, at: Sequence[float]) -> list[Served]:
-    from hgt_infer import SamplingParams
-
-    served: list[Served | None] = [None] * len(at)
-
-    def follow(number: int, arrival: float, deltas: Any) -> None:
-        times = [time.perf_counter() for _ in deltas]
-        served[number] = Served(times[0] - arrival, times[-1] - arrival)
-
-    threads = []
+def serve_by_steps(engine: Engine, workload: MixedWorkload, at: Sequence[float]) -> list[Served]:
+    """Serve requests with an engine whose steps run here: one that arrives in a step waits for its end."""
+    first, end = [0.0] * len(at), [0.0] * len(at)
     start = time.perf_counter()
-    for number, (prompt, length) in enumerate(zip(workload.prompts, workload.lengths, strict=True)):
-        time.sleep(max(0.0, start + at[number] - time.perf_counter()))
-        params = SamplingParams(max_tokens=length, min_tokens=length, **workload.sampling)
-        # From the time it should have been sent at: a sender that is late is not the request's luck.
-        thread = threading.Thread(
-            target=follow, args=(number, start + at[number], generator.stream(prompt, params))
-        )
-        thread.start()
-        threads.append(thread)
-    for thread in threads:
-        thread.join()
-    return [times for times in served if times is not None]
+    next_number = 0
+    while next_number < len(at) or engine.num_unfinished:
+        if not engine.num_unfinished:
+            time.sleep(max(0.0, start + at[next_number] - time.perf_counter()))
+        while next_number < len(at) and at[next_number] <= time.perf_counter() - start:
+            engine.add_request(
+                next_number,
+                workload.prompt_token_ids[next_number],
+                workload.lengths[next_number],
+                workload.sampling,
+            )
+            next_number += 1
+        counts = engine.step()
+        now = time.perf_counter() - start
+        for number, count in counts.items():
+            first[number] = first[number] or now
+            if count == workload.lengths[number]:
+                end[number] = now
+    return [Served(first[number] - at[number], end[number] - at[number]) for number in range(len(at))]
 
 
-def _in_batches(backend: Any, workload: MixedWorkload, at: Sequence[float], batch_size: int) -> list[Served]:
+def serve_in_batches(
+    generate_padded: Callable[[MixedWorkload], TokenIds],
+    workload: MixedWorkload,
+    at: Sequence[float],
+    batch_size: int,
+) -> list[Served]:
+    """Serve requests in static batches of those that wait, batch_size at most."""
     served: list[Served] = []
     start = time.perf_counter()
     while len(served) < len(at):
@@ -62,7 +86,7 @@ def _in_batches(backend: Any, workload: MixedWorkload, at: Sequence[float], batc
         now = time.perf_counter() - start
         waiting = sum(arrival <= now for arrival in at[first : first + batch_size])
         stop = first + max(1, waiting)
-        backend.generate_padded(workload.part(first, stop))
+        generate_padded(workload.part(first, stop))
         end = time.perf_counter() - start
         served += [Served(end - arrival, end - arrival) for arrival in at[first:stop]]
     return served

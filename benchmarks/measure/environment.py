@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.paths import REPOSITORY
-from hgt_infer.runtime.cpu_features import cpu_flags
 
 LIBRARIES = (
     "onnxruntime-gpu", "onnxruntime", "numpy", "tokenizers", "torch", "transformers",
@@ -43,6 +42,8 @@ def capture_environment() -> dict[str, Any]:
 
     What nothing here can tell is left out: cores without psutil, GPUs without a driver.
     """
+    from hgt_infer.runtime.cpu_features import cpu_flags  # a peer's environment may lack what it imports
+
     flags = cpu_flags()
     gpus, cuda = read_gpus(), cuda_versions()
     return {

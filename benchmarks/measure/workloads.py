@@ -54,6 +54,15 @@ class Workload(_Sampled):
     n: int = 1
     num_new_tokens: int = 64
 
+    def part(self, number: int) -> Workload:
+        """The call with one of the prompts alone."""
+        stop = number + 1
+        return replace(
+            self,
+            prompts=self.prompts[number:stop],
+            prompt_token_ids=self.prompt_token_ids[number:stop],
+        )
+
     @property
     def batch_size(self) -> int:
         return len(self.prompts) * self.n

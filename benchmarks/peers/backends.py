@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.arrivals import Served
 from benchmarks.measure.comparison import first_difference
 from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.workloads import Backend, MixedWorkload, TokenIds, Workload
@@ -27,14 +30,11 @@ class HgtInfer:
     def __init__(self, model: Path, *, precision: str = "fp32", num_slots: int = NUM_SLOTS) -> None:
         from hgt_infer import Generator
 
-        self._model, self._precision = model, precision
         self.generator = Generator(model, device="cpu", precision=precision, num_slots=num_slots)
 
-    def with_slots(self, num_slots: int) -> HgtInfer:
-        """Another one of the same model, to be closed."""
-        return HgtInfer(self._model, precision=self._precision, num_slots=num_slots)
-
-    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
+    def generate(
+        self, workload: Workload | MixedWorkload, *, greedy: bool = False, seeds: Sequence[int] | None = None
+    ) -> TokenIds:
         from hgt_infer import SamplingParams
 
         params = [
@@ -42,12 +42,36 @@ class HgtInfer:
                 n=workload.n,
                 max_tokens=length,
                 min_tokens=length,
+                seed=seeds[number] if seeds else None,
                 **workload.sampling | ({"temperature": 0.0} if greedy else {}),
             )
-            for length in workload.lengths
+            for number, length in enumerate(workload.lengths)
         ]
         outputs = self.generator.generate(list(workload.prompts), params)
         return [completion.token_ids for output in outputs for completion in output.completions]
+
+    def serve(self, workload: MixedWorkload, at: Sequence[float]) -> list[Served]:
+        """See `measure.arrivals.serve`: every request is a stream, read by a thread of its own."""
+        from hgt_infer import SamplingParams
+
+        served: dict[int, Served] = {}
+
+        def follow(number: int, arrival: float, deltas: Any) -> None:
+            times = [time.perf_counter() for _ in deltas]
+            served[number] = Served(times[0] - arrival, times[-1] - arrival)
+
+        threads = []
+        start = time.perf_counter()
+        for number, (prompt, length) in enumerate(zip(workload.prompts, workload.lengths, strict=True)):
+            time.sleep(max(0.0, start + at[number] - time.perf_counter()))
+            params = SamplingParams(max_tokens=length, min_tokens=length, **workload.sampling)
+            deltas = self.generator.stream(prompt, params)
+            # From the time it should have been sent at: a sender that is late is not the request's luck.
+            threads.append(threading.Thread(target=follow, args=(number, start + at[number], deltas)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        return [served[number] for number in range(len(at))]
 
     def close(self) -> None:
         self.generator.close()
@@ -128,6 +152,21 @@ class Transformers:
         return margins
 
 
+class CompiledTransformers(Transformers):
+    """As Transformers, with a static cache and a compiled forward pass: once for each batch and length."""
+
+    name = "transformers_compiled"
+
+    def __init__(self, checkpoint: Path, *, num_threads: int, mode: str = "default") -> None:
+        super().__init__(checkpoint, num_threads=num_threads)
+        from transformers import CompileConfig
+
+        # Without the last one, `generate` compiles on accelerators alone.
+        config = CompileConfig(mode=mode, dynamic=False)
+        config._compile_all_devices = True
+        self.settings = {"cache_implementation": "static", "compile_config": config}
+
+
 class Pipeline:
     """transformers' text-generation pipeline, all prompts in one batch; from text to text."""
 
@@ -192,8 +231,7 @@ class StaticBatches:
     """Requests of different lengths in batches of one size, in order of arrival; surplus tokens are dropped.
 
     Each batch is padded on the left and runs until its longest row ends. `generate` computes a row that ends
-    before on and writes padding for it: to stop each row by itself would save nothing. transformers' own
-    continuous batching, its `generate_batch`, fails on a CPU (4.57.6).
+    before on and writes padding for it: to stop each row by itself would save nothing.
     """
 
     def __init__(self, generate_padded: Callable[..., TokenIds], batch_size: int) -> None:

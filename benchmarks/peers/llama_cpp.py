@@ -56,9 +56,11 @@ class LlamaCpp:
         self._shape: tuple[int, int, bool] | None = None
         self._context: Any = None
 
-    def generate(self, workload: Workload | MixedWorkload, *, greedy: bool = False) -> TokenIds:
+    def generate(
+        self, workload: Workload | MixedWorkload, *, greedy: bool = False, seeds: Sequence[int] | None = None
+    ) -> TokenIds:
         requests = [
-            _Request(number, ids, length)
+            _Request(seeds[number] if seeds else SEED + number, ids, length)
             for number, (ids, length) in enumerate(
                 (ids, length)
                 for ids, length in zip(workload.prompt_token_ids, workload.lengths, strict=True)
@@ -86,7 +88,7 @@ class LlamaCpp:
             while waiting or active:
                 while waiting and free:
                     request = waiting.popleft()
-                    request.sampler = self._sampler(workload, SEED + request.number, greedy=greedy)
+                    request.sampler = self._sampler(workload, request.seed, greedy=greedy)
                     active[free.pop(0)] = request
                 batch.n_tokens = 0
                 for slot in sorted(active):  # runs of neighbouring streams are computed together
@@ -146,7 +148,7 @@ class LlamaCpp:
 class _Request:
     """One sequence: how far it is, and its row in the batch that was computed last."""
 
-    number: int
+    seed: int
     prompt: Sequence[int]
     length: int
     sampler: Any = None

@@ -1,85 +1,174 @@
 """Every backend that a suite can time on a CPU, by name: how it is made, and what it cannot do.
 
-All have the same weights, threads, prompts and settings. Backends that pad take requests of mixed lengths in
-static batches. Not among them is vLLM, which could not be tried.
+All have the same weights, threads, prompts and settings. Each has the settings that were the fastest of those
+that `python -m benchmarks tune` tries. Backends that pad take requests of mixed lengths in static batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.environment import num_physical_cores
-from benchmarks.peers.backends import NEAR_TIE, HgtInfer, Optimum, Pipeline, Transformers
+from benchmarks.peers.backends import (
+    NEAR_TIE,
+    CompiledTransformers,
+    HgtInfer,
+    Optimum,
+    Pipeline,
+    Transformers,
+)
 from benchmarks.peers.ctranslate2 import CTranslate2
+from benchmarks.peers.environments import is_installed
+from benchmarks.peers.generate_batch import GenerateBatch
 from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.peers.openvino import OpenVino
 
 MAX_SLOTS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A backend of the suite.
 
     Attributes:
-        make: from a checkpoint, and a folder for what is made of it once.
+        make: from a checkpoint, a folder for what is made of it once, and settings that replace its own.
         packages: what has to be installed.
-        precision: of weights and products.
-        is_static: whether it takes static batches alone.
+        environment: where, see `peers.environments`; "" is where the suite runs.
+        variables: of its process's environment.
+        precision: of the weights as they are read: fp32, bf16 or int8.
+        arithmetic: of the products of matrices, named alike.
+        cache_bytes: of each number in its key-value cache.
+        is_static: whether it takes static batches alone, without a length for each request.
+        has_seeds: whether each request can have a seed of its own.
         near_tie: how far below the reference's choice, in logits, its own may lie and count as the same.
+        settings: in words, what it runs with.
     """
 
-    make: Callable[[Path, Path], Any]
+    make: Callable[..., Any]
     packages: Sequence[str]
-    precision: str
+    environment: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    arithmetic: str = "fp32"
+    cache_bytes: int = 4
     is_static: bool = False
+    has_seeds: bool = False
     near_tie: float = NEAR_TIE
+    settings: str = "as it comes"
 
     @property
     def is_installed(self) -> bool:
-        return all(find_spec(package) for package in self.packages)
+        return is_installed(self.environment, self.packages)
 
 
-STATIC_ALONE = "takes no new request before a batch has ended, and no length or seed per request"
-
-
-def _hgt_infer(precision: str, checkpoint: Path, folder: Path) -> HgtInfer:
+def _hgt_infer(precision: str, checkpoint: Path, folder: Path, **settings: Any) -> HgtInfer:
     """Export where it is not done yet: a process that exports has used more memory than one that loads."""
-    from hgt_infer.export import export_checkpoint
-
     if not folder.exists():
+        from hgt_infer.export import export_checkpoint
+
         export_checkpoint(checkpoint, folder, precision=precision)
-    return HgtInfer(folder, precision=precision, num_slots=MAX_SLOTS)
+    return HgtInfer(folder, precision=precision, **{"num_slots": MAX_SLOTS} | settings)
+
+
+def _from_checkpoint(
+    kind: Callable[..., Transformers], checkpoint: Path, folder: Path, **settings: Any
+) -> Transformers:
+    return kind(checkpoint, **{"num_threads": num_physical_cores()} | settings)
 
 
 TORCH = ("torch", "transformers")
-LLAMA = ("llama_cpp", "gguf")
+LLAMA = {"environment": "llama_cpp", "packages": ("llama-cpp-python",)}
+OPENVINO = {"environment": "openvino", "packages": ("openvino", "openvino-genai")}
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 BACKENDS: dict[str, Entry] = {
-    "hgt_infer": Entry(partial(_hgt_infer, "fp32"), ["onnxruntime"], "fp32"),
-    "hgt_infer_int8": Entry(partial(_hgt_infer, "int8"), ["onnxruntime"], "int8"),
-    "transformers": Entry(
-        lambda checkpoint, _: Transformers(checkpoint, num_threads=num_physical_cores()),
-        TORCH,
-        "fp32",
-        is_static=True,
+    "hgt_infer": Entry(
+        make=partial(_hgt_infer, "fp32"),
+        packages=["onnxruntime"],
+        has_seeds=True,
+        settings=f"{MAX_SLOTS} slots",
     ),
-    "transformers_pipeline": Entry(lambda checkpoint, _: Pipeline(checkpoint), TORCH, "fp32", is_static=True),
-    "optimum": Entry(Optimum, ["optimum", *TORCH], "fp32", is_static=True),
-    "ctranslate2": Entry(
-        partial(CTranslate2, compute_type="float32"), ["ctranslate2", *TORCH], "fp32", is_static=True
+    "hgt_infer_int8": Entry(
+        make=partial(_hgt_infer, "int8"),
+        packages=["onnxruntime"],
+        precision="int8",
+        arithmetic="int8",
+        has_seeds=True,
+        settings=f"{MAX_SLOTS} slots",
     ),
-    "ctranslate2_int8": Entry(
-        partial(CTranslate2, compute_type="int8"), ["ctranslate2", *TORCH], "int8", is_static=True
+    "openvino_f32": Entry(
+        make=partial(OpenVino, weights="fp32", properties=F32),
+        **OPENVINO,
+        has_seeds=True,
+        settings=", ".join(f"{name} {value}" for name, value in F32.items()),
+    ),
+    "openvino_bf16": Entry(
+        make=partial(OpenVino, weights="fp32"),
+        **OPENVINO,
+        precision="bf16",
+        arithmetic="bf16",
+        cache_bytes=1,
+        has_seeds=True,
+        settings="fp32 weights as it comes: products in bfloat16, an 8-bit cache",
+    ),
+    "openvino_int8": Entry(
+        make=partial(OpenVino, weights="int8"),
+        **OPENVINO,
+        precision="int8",
+        arithmetic="bf16",
+        cache_bytes=1,
+        has_seeds=True,
+        settings="int8 weights as it comes: products in bfloat16, an 8-bit cache",
     ),
     "llama_cpp": Entry(
-        partial(LlamaCpp, quantization="f32"),
-        LLAMA,
-        "fp32",
+        make=partial(LlamaCpp, quantization="f32"),
+        **LLAMA,
+        has_seeds=True,
         near_tie=0.01,  # its gelu is a table of 16-bit floats
+        settings="a cache of fp32",
     ),
-    "llama_cpp_q8_0": Entry(partial(LlamaCpp, quantization="q8_0"), LLAMA, "int8"),
+    "llama_cpp_q8_0": Entry(
+        make=partial(LlamaCpp, quantization="q8_0"),
+        **LLAMA,
+        precision="int8",
+        arithmetic="int8",
+        cache_bytes=2,
+        has_seeds=True,
+        settings="a cache of fp16",
+    ),
+    "ctranslate2": Entry(
+        make=partial(CTranslate2, compute_type="float32"), packages=["ctranslate2", *TORCH], is_static=True
+    ),
+    "ctranslate2_int8": Entry(
+        make=partial(CTranslate2, compute_type="int8"),
+        packages=["ctranslate2", *TORCH],
+        precision="int8",
+        arithmetic="int8",
+        is_static=True,
+    ),
+    "transformers": Entry(
+        make=partial(_from_checkpoint, Transformers),
+        packages=TORCH,
+        is_static=True,
+        settings="sdpa attention, a cache that grows",
+    ),
+    "transformers_compiled": Entry(
+        make=partial(_from_checkpoint, CompiledTransformers),
+        packages=TORCH,
+        is_static=True,
+        settings="a static cache, torch.compile",
+    ),
+    "transformers_generate_batch": Entry(
+        make=GenerateBatch,
+        environment="openvino",
+        packages=TORCH,
+        settings="blocks of 32 tokens, sdpa attention",
+    ),
+    "transformers_pipeline": Entry(
+        make=lambda checkpoint, _: Pipeline(checkpoint), packages=TORCH, is_static=True
+    ),
+    "optimum": Entry(make=Optimum, packages=["optimum", *TORCH], is_static=True),
 }

@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.measure.memory import memory_bytes
 from benchmarks.measure.paths import REPOSITORY
 from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 from benchmarks.peers.backends import StaticBatches
+from benchmarks.peers.environments import python_of
 
 _KINDS = {"fixed": Workload, "mixed": MixedWorkload}
 
@@ -31,29 +33,49 @@ class WorkerError(RuntimeError):
 
 
 class Remote:
-    """A backend that runs elsewhere.
+    """A backend that runs elsewhere, in the environment that has its packages.
 
     Args:
         name: of `benchmarks.peers.registry.BACKENDS`.
         checkpoint: what all backends have.
         folder: for what the backend makes of it, and its log.
+        settings: replace those of the registry.
+        variables: of the process's environment, beside those of the registry.
 
     Attributes:
         load_s: seconds to make it, conversion included where it had to be converted.
+        pid: of its process.
     """
 
-    def __init__(self, name: str, checkpoint: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Path,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        from benchmarks.peers.registry import BACKENDS
+
         self.name = name
+        entry = BACKENDS[name]
         folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "log.txt").open("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers.worker", name, str(checkpoint), str(folder / "model")],
+            [
+                str(python_of(entry.environment)),
+                *("-m", "benchmarks.peers.worker", name),
+                *(str(checkpoint.absolute()), str(folder.absolute() / "model"), json.dumps(settings or {})),
+            ],
             cwd=REPOSITORY,
+            env=os.environ | {"DO_NOT_TRACK": "1"} | dict(entry.variables) | dict(variables or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
         )
+        self.pid = self._process.pid
         try:
             self.load_s = float(self._answer()["seconds"])
         except WorkerError:
@@ -61,10 +83,23 @@ class Remote:
             raise
 
     def generate(
-        self, workload: Workload | MixedWorkload, *, greedy: bool = False, batch_size: int | None = None
+        self,
+        workload: Workload | MixedWorkload,
+        *,
+        greedy: bool = False,
+        batch_size: int | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> TokenIds:
-        """See Backend; batch_size is that of static batches, or how many slots hgt_infer has."""
-        return [tuple(ids) for ids in self._run(workload, greedy, batch_size)["token_ids"]]
+        """See Backend.
+
+        Args:
+            workload: what to run.
+            greedy: without randomness, and one sample of each prompt.
+            batch_size: of static batches; a backend that refills ignores it.
+            seeds: one for each prompt, where the backend has them.
+        """
+        answer = self._run(workload, greedy=greedy, batch_size=batch_size, seeds=seeds)
+        return [tuple(ids) for ids in answer["token_ids"]]
 
     def seconds(self, workload: Workload | MixedWorkload, *, batch_size: int | None = None) -> float:
         """Run the workload, and return how long it took.
@@ -72,7 +107,7 @@ class Remote:
         Raises:
             WorkerError: the tokens are not as many as asked for.
         """
-        answer = self._run(workload, False, batch_size)
+        answer = self._run(workload, greedy=False, batch_size=batch_size)
         num_tokens = sum(map(len, answer["token_ids"]))
         if num_tokens != workload.num_tokens:
             raise WorkerError(f"{self.name} gave {num_tokens} tokens, not {workload.num_tokens}")
@@ -90,6 +125,11 @@ class Remote:
         margins: list[float] = self._ask(do="margins", prompt=prompt, token_ids=token_ids)["margins"]
         return margins
 
+    def about(self) -> dict[str, Any]:
+        """Its packages' versions, and whether torch is in its process."""
+        about: dict[str, Any] = self._ask(do="about")["about"]
+        return about
+
     def memory_mb(self) -> dict[str, float]:
         """Resident memory now, and at its most."""
         memory: dict[str, float] = self._ask(do="memory")["memory_mb"]
@@ -105,13 +145,9 @@ class Remote:
             if file is not None:
                 file.close()
 
-    def _run(
-        self, workload: Workload | MixedWorkload, greedy: bool, batch_size: int | None
-    ) -> Mapping[str, Any]:
+    def _run(self, workload: Workload | MixedWorkload, **how: Any) -> Mapping[str, Any]:
         kind = "fixed" if isinstance(workload, Workload) else "mixed"
-        return self._ask(
-            do="generate", kind=kind, workload=asdict(workload), greedy=greedy, batch_size=batch_size
-        )
+        return self._ask(do="generate", kind=kind, workload=asdict(workload), **how)
 
     def _ask(self, **request: Any) -> Mapping[str, Any]:
         assert self._process.stdin is not None
@@ -133,7 +169,7 @@ class Remote:
         return answer
 
 
-def main(name: str, checkpoint: str, folder: str) -> None:
+def main(name: str, checkpoint: str, folder: str, settings: str = "{}") -> None:
     """Make the backend, and answer requests until standard input ends."""
     from benchmarks.peers.registry import BACKENDS
 
@@ -145,16 +181,20 @@ def main(name: str, checkpoint: str, folder: str) -> None:
         answers.flush()
 
     start = time.perf_counter()
-    backend = BACKENDS[name].make(Path(checkpoint), Path(folder))
+    backend = BACKENDS[name].make(Path(checkpoint), Path(folder), **json.loads(settings))
     answer(seconds=time.perf_counter() - start)
     for line in sys.stdin:
         try:
-            answer(**_handle(backend, json.loads(line)))
+            answer(**_handle(name, backend, json.loads(line)))
         except Exception as error:
             answer(error=f"{type(error).__name__}: {error}")
+    if hasattr(backend, "close"):
+        backend.close()
 
 
-def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _handle(name: str, backend: Any, request: dict[str, Any]) -> dict[str, Any]:
+    if request["do"] == "about":
+        return {"about": _about(name)}
     if request["do"] == "memory":
         memory = memory_bytes()
         return {"memory_mb": {name: memory[name] / 1e6 for name in ("resident", "peak")}}
@@ -163,22 +203,23 @@ def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
     workload = _workload(request)
     if request["do"] == "serve":
         return {"served": serve(backend, workload, request["at"], batch_size=request["batch_size"])}
-    with _side(backend, workload, request["batch_size"]) as side:
-        start = time.perf_counter()
-        token_ids = side.generate(workload, greedy=request["greedy"])
-        return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
+    side = backend
+    if hasattr(backend, "generate_padded") and isinstance(workload, MixedWorkload):
+        side = StaticBatches(backend.generate_padded, request["batch_size"])
+    seeds = {"seeds": request["seeds"]} if request.get("seeds") else {}
+    start = time.perf_counter()
+    token_ids = side.generate(workload, greedy=request["greedy"], **seeds)
+    return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
 
 
-@contextmanager
-def _side(backend: Any, workload: Any, batch_size: int | None) -> Iterator[Any]:
-    """The backend as it takes a workload: in static batches, or with fewer slots than it has."""
-    if batch_size is None or isinstance(workload, Workload):
-        yield backend
-    elif hasattr(backend, "generate_padded"):
-        yield StaticBatches(backend.generate_padded, batch_size)
-    else:
-        with closing(backend.with_slots(batch_size)) as side:
-            yield side
+def _about(name: str) -> dict[str, Any]:
+    from benchmarks.peers.registry import BACKENDS
+
+    versions = {}
+    for package in BACKENDS[name].packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"versions": versions, "is_torch_free": "torch" not in sys.modules}
 
 
 def _workload(request: dict[str, Any]) -> Any:
