@@ -11,7 +11,7 @@ from benchmarks.measure.paths import REPOSITORY, RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return the exit status: 1 where something became slower, 2 for an error."""
+    """Run a command and return the exit status: 1 where something became worse, 2 for an error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="time every installed backend over every workload")
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="write Markdown, HTML and pictures of a result")
     report.add_argument("result", type=Path)
     report.add_argument("--out", type=Path, metavar="DIR", help="default: the project's docs and README")
-    compare = commands.add_parser("compare", help="tell what became slower")
+    compare = commands.add_parser("compare", help="tell what became worse")
     compare.add_argument("old", type=Path)
     compare.add_argument("new", type=Path)
     quality = commands.add_parser("quality", help="compare precisions over text, on a trained checkpoint")
@@ -89,11 +89,12 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def _compare(parsed: argparse.Namespace) -> int:
     from benchmarks.pages.blocks import to_markdown
-    from benchmarks.pages.report import compare_results, read_result
+    from benchmarks.pages.regressions import compare_results
+    from benchmarks.pages.report import read_result
 
-    table, is_good = compare_results(read_result(parsed.old), read_result(parsed.new))
-    print(to_markdown([table]), end="")
-    print("nothing became slower" if is_good else "something became slower")
+    blocks, is_good = compare_results(read_result(parsed.old), read_result(parsed.new))
+    print(to_markdown(blocks), end="")
+    print("nothing became worse" if is_good else "something became worse")
     return 0 if is_good else 1
 
 

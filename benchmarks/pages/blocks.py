@@ -28,6 +28,12 @@ class Heading:
 @dataclass(frozen=True)
 class Text:
     text: str
+    is_strong: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Picture:
     alt: str
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Text | Items | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -70,8 +76,10 @@ def _markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
             return f"{'#' * level} {text}"
-        case Text(text):
-            return text
+        case Text(text, is_strong):
+            return f"**{text}**" if is_strong else text
+        case Items(texts):
+            return "\n".join(f"- {text}" for text in texts)
         case Picture(name, alt):
             return f"![{alt}]({name})"
         case Table(head, rows):
@@ -84,8 +92,11 @@ def _html(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
             return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
+        case Text(text, is_strong):
+            inner = html.escape(text)
+            return f"<p><strong>{inner}</strong></p>" if is_strong else f"<p>{inner}</p>"
+        case Items(texts):
+            return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in texts)}</ul>"
         case Picture(name, alt):
             data = base64.b64encode((folder / name).read_bytes()).decode()
             return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,185 @@
+"""The strongest peer of each case, and how hgt_infer's side stands beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measure.comparison import Spread
+
+Result = Mapping[str, Any]
+
+WORKLOADS = {
+    "samples": "many samples of one prompt",
+    "long_prompt": "a long prompt",
+    "tweets": "tweets",
+    "offline": "many prompts offline",
+}
+"""What a case that is not of fixed lengths is called on the page."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """Sides that are compared with each other.
+
+    Attributes:
+        ours: the backend of hgt_infer.
+        title: of its strongest peer.
+        peers: what all peers have in common.
+        includes: whether a backend, as the result records it, is in the category.
+    """
+
+    ours: str
+    title: str
+    peers: str
+    includes: Callable[[Result], bool]
+
+
+CATEGORIES = (
+    Category("hgt_infer_int8", "strongest peer", "of any precision", lambda _: True),
+    Category(
+        "hgt_infer",
+        "strongest fp32 peer",
+        "with fp32 weights and products",
+        lambda backend: (backend["precision"], backend["arithmetic"]) == ("fp32", "fp32"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Our fastest way through a case and the fastest of all peers in one category.
+
+    Attributes:
+        ours, peer: the ways; None where no side of that kind took part.
+        ratio: the peer's seconds over ours in each round; None where one of the two is missing.
+    """
+
+    case: Result
+    ours: str | None
+    peer: str | None
+    ratio: Spread | None
+
+    @property
+    def verdict(self) -> str:
+        """`level` where 1 lies within the quartiles of the ratio, else `ahead` or `behind`."""
+        if self.ratio is None:
+            return ""
+        if self.ratio.first_quartile <= 1 <= self.ratio.third_quartile:
+            return "level"
+        return "ahead" if self.ratio.median > 1 else "behind"
+
+
+def categories_of(result: Result) -> list[Category]:
+    """Return the categories that our side took part in."""
+    return [category for category in CATEGORIES if category.ours in result["backends"]]
+
+
+def is_ours(way: str) -> bool:
+    return way.startswith("hgt_infer")
+
+
+def backend_of(way: str) -> str:
+    """Return the backend's name.
+
+    >>> backend_of("transformers, batches of 16")
+    'transformers'
+    """
+    return way.split(",")[0]
+
+
+def case_label(case: Result) -> str:
+    """Name a case.
+
+    >>> case_label({"case": "fixed", "batch_size": 16})
+    '16 at once'
+    """
+    return f"{case['batch_size']} at once" if case["case"] == "fixed" else WORKLOADS[case["case"]]
+
+
+def fastest_way(case: Result, names: Sequence[str]) -> str | None:
+    """Return the way of some backends with the highest median rate; None where none took part."""
+    ways = [way for way in case["tokens_per_s"] if backend_of(way) in names]
+    return max(ways, key=lambda way: case["tokens_per_s"][way]["median"], default=None)
+
+
+def standings(result: Result, category: Category) -> list[Standing]:
+    """Compare our side with the strongest peer in every case that either took part in."""
+    backends, found = result["backends"], []
+    peers = [name for name in backends if not is_ours(name) and category.includes(backends[name])]
+    for case in result["cases"]:
+        ours, peer = fastest_way(case, [category.ours]), fastest_way(case, peers)
+        ratio = None
+        if ours and peer:
+            pairs = zip(case["seconds"][ours], case["seconds"][peer], strict=True)
+            ratio = Spread.of([their_s / our_s for our_s, their_s in pairs])
+        if ours or peer:
+            found.append(Standing(case, ours, peer, ratio))
+    return found
+
+
+def usual_peer(stands: Sequence[Standing]) -> str | None:
+    """Return the backend that is the strongest peer in most cases; None where no peer took part."""
+    counts = Counter(backend_of(stand.peer) for stand in stands if stand.peer)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def telling_sides(result: Result, always: Sequence[str], number: int) -> list[str]:
+    """Choose sides for a picture of fixed lengths, in the result's order.
+
+    Ours and `always` come first; then those peers that come nearest to the fastest peer in any case.
+    """
+    fixed = [case for case in result["cases"] if case["case"] == "fixed"]
+    peers = [name for name in result["backends"] if not is_ours(name)]
+
+    def nearness(name: str) -> float:
+        shares = [0.0]
+        for case in fixed:
+            rates = {way: spread["median"] for way, spread in case["tokens_per_s"].items() if way in peers}
+            shares.append(rates.get(name, 0) / max(rates.values(), default=1))
+        return max(shares)
+
+    first = [name for name in result["backends"] if is_ours(name) or name in always]
+    others = sorted((name for name in peers if name not in first), key=nearness, reverse=True)
+    chosen = {*first, *others[: max(0, number - len(first))]}
+    return [name for name in result["backends"] if name in chosen]
+
+
+def losses_sentence(result: Result) -> str:
+    """Say where our sides are behind the strongest peer, or that they are behind nowhere."""
+    stands = [(category, standings(result, category)) for category in categories_of(result)]
+    compared = [category for category, found in stands if any(stand.ratio for stand in found)]
+    if not compared:
+        return "No peer was timed beside hgt_infer."
+    losses = [loss for category, found in stands for loss in _losses(category, found)]
+    if losses:
+        return f"{'; '.join(losses)}."
+    behind = " or ".join(f"{category.ours} behind the {category.title}" for category in compared)
+    return f"In no case of this run is {behind}."
+
+
+def _losses(category: Category, stands: Sequence[Standing]) -> Iterator[str]:
+    """Name each peer that is ahead in a category, with the cases."""
+    lost = [(backend_of(stand.peer), stand) for stand in stands if stand.peer and stand.verdict == "behind"]
+    for peer in dict.fromkeys(name for name, _ in lost):
+        yield f"{category.ours} is behind {peer} {_places([stand for name, stand in lost if name == peer])}"
+
+
+def _places(stands: Sequence[Standing]) -> str:
+    fixed = [stand for stand in stands if stand.case["case"] == "fixed"]
+    others = [stand for stand in stands if stand.case["case"] != "fixed"]
+    sizes = _listed([str(stand.case["batch_size"]) for stand in fixed])
+    places = [f"at {sizes} at once"] * bool(fixed) + [f"with {case_label(stand.case)}" for stand in others]
+    ratios = ", ".join(f"{stand.ratio.median:.2f} ×" for stand in (*fixed, *others) if stand.ratio)
+    return f"{_listed(places)} ({ratios})"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Join parts.
+
+    >>> _listed(["1", "4", "64"])
+    '1, 4 and 64'
+    """
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
