@@ -12,6 +12,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check install -qq --constraint con
 # A file's tests run in one process, so that what they share is made once.
 PYTEST := $(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 REQUIREMENTS := pyproject.toml constraints.txt
+PEERS := $(patsubst benchmarks/peers/requirements/%.txt,build/peers/%/installed,$(wildcard benchmarks/peers/requirements/*.txt))
 # The second is enough for `make demo`; the first includes it.
 INSTALLED_ALL := $(VENV)/installed-all
 INSTALLED_TRAIN := $(VENV)/installed-train
@@ -19,10 +20,10 @@ INSTALLED_CUDA := $(VENV)/installed-cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test check browser demo lint format bench bench-report gpu-check clean
+.PHONY: help install test check browser demo lint format peers bench bench-quick bench-report gpu-check clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: $(INSTALLED_ALL)  ## set up .venv with everything
 
@@ -52,9 +53,15 @@ format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
 
+peers: $(PEERS)  ## environments of the peers that do not fit into .venv; compiles llama.cpp
+
 bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the parts; results in build/bench
 	@$(PYTHON) -m benchmarks run
 	@$(PYTHON) -m pytest benchmarks/components -k "engine or light or parts"
+
+bench-quick: $(INSTALLED_ALL)  ## in 5 minutes: batches of 1 and 16 and tweets, of us, transformers and OpenVINO
+	@$(PYTHON) -m benchmarks run --quick --out build/bench/quick.json
+	@$(PYTHON) -m benchmarks report build/bench/quick.json --out build/bench/quick
 
 bench-report: $(INSTALLED_ALL)  ## the last `make bench` into docs/benchmarks.md and README.md
 	@$(PYTHON) -m benchmarks report build/bench/suite.json
@@ -66,8 +73,8 @@ gpu-check: $(INSTALLED_ALL)  ## what works on this machine's GPU, and how fast (
 	@$(PYTHON) -m benchmarks.gpu_check $(if $(QUICK),--quick) \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
-clean:  ## remove what was built and cached; .venv stays
-	rm -rf build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove what was built and cached; .venv and build/peers stay
+	rm -rf $(filter-out build/peers,$(wildcard build/*)) dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks hgt_infer tests training -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
@@ -78,6 +85,13 @@ $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@echo "installing the CUDA libraries into $(VENV)"
 	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev,cuda]'
+	@touch $@
+
+# The lists are whole: what a package asks for beside them is what does not fit.
+build/peers/%/installed: benchmarks/peers/requirements/%.txt | $(PYTHON)
+	@echo "installing into build/peers/$*"
+	@$(PYTHON) -m venv --clear build/peers/$*
+	@build/peers/$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps --requirement $<
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)

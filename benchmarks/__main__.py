@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure.paths import REPOSITORY, RESULTS
 
@@ -16,8 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="time every installed backend over every workload")
     run.add_argument("--out", type=Path, default=RESULTS / "suite.json", help="default: %(default)s")
-    run.add_argument("--quick", action="store_true", help="fewer rounds and batch sizes")
+    run.add_argument(
+        "--quick", action="store_true", help="batches of 1 and 16 and tweets, of the fastest sides alone"
+    )
     run.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that are installed")
+    tune = commands.add_parser("tune", help="try the settings of backends")
+    tune.add_argument("--out", type=Path, default=RESULTS / "tuning.json", help="default: %(default)s")
+    tune.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that are installed")
     report = commands.add_parser("report", help="write Markdown, HTML and pictures of a result")
     report.add_argument("result", type=Path)
     report.add_argument("--out", type=Path, metavar="DIR", help="default: the project's docs and README")
@@ -44,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return {
             "run": _run,
+            "tune": _tune,
             "report": _report,
             "compare": _compare,
             "quality": _quality,
@@ -56,21 +64,48 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from benchmarks.cases.suite import FULL, QUICK, run
+    from benchmarks.cases.suite import FULL, QUICK, QUICK_NAMES, run
     from benchmarks.cases.throughput import REFERENCE
     from benchmarks.peers.registry import BACKENDS
 
-    names = parsed.backends or [name for name, entry in BACKENDS.items() if entry.is_installed]
-    unknown = [name for name in names if name not in BACKENDS]
-    if unknown or REFERENCE not in names:
-        raise ValueError(
-            f"--backends are of {', '.join(BACKENDS)}, {REFERENCE} among them; got {' '.join(names)}"
-        )
-    result = run(names, QUICK if parsed.quick else FULL, RESULTS)
+    names = _installed(parsed.backends, QUICK_NAMES if parsed.quick else BACKENDS)
+    if REFERENCE not in names:
+        raise ValueError(f"--backends needs {REFERENCE}, which the others are compared with")
+
+    def keep(result: Any) -> None:
+        parsed.out.parent.mkdir(parents=True, exist_ok=True)
+        parsed.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    run(names, QUICK if parsed.quick else FULL, RESULTS, keep=keep)
+    print(f"kept in {parsed.out}")
+    return 0
+
+
+def _tune(parsed: argparse.Namespace) -> int:
+    from benchmarks.cases.tuning import TRIED, tune
+
+    result = tune(_installed(parsed.backends, TRIED), RESULTS)
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     parsed.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"kept in {parsed.out}")
     return 0
+
+
+def _installed(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """The names that were asked for, or all that are known and installed.
+
+    Raises:
+        ValueError: one is not known, or not installed.
+    """
+    from benchmarks.peers.registry import BACKENDS
+
+    known = [*known]
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"--backends are of {', '.join(known)}; got {', '.join(unknown)}")
+    missing = [name for name in names or () if not BACKENDS[name].is_installed]
+    if missing:
+        raise ValueError(f"not installed (`make peers` makes their environments): {', '.join(missing)}")
+    return [*names] if names else [name for name in known if BACKENDS[name].is_installed]
 
 
 def _report(parsed: argparse.Namespace) -> int:

@@ -74,6 +74,7 @@ FULL = Plan(
     rates=SERVED_RATES,
     has_long_prompts=True,
 )
+QUICK_NAMES = ("hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "transformers")
 QUICK = Plan(rounds={1: 10, 16: 5}, rounds_of_others=3)
 
 

@@ -45,7 +45,9 @@ class OpenVino:
             convert(checkpoint, folder, weights)
         self._genai = openvino_genai
         config = openvino_genai.SchedulerConfig()
-        for key, value in ({"cache_size": CACHE_GB, "enable_prefix_caching": False} | dict(scheduler or {})).items():
+        for key, value in (
+            {"cache_size": CACHE_GB, "enable_prefix_caching": False} | dict(scheduler or {})
+        ).items():
             setattr(config, key, value)
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
             str(folder), config, "CPU", dict(properties or {})

@@ -81,8 +81,8 @@ def _from_checkpoint(
 
 
 TORCH = ("torch", "transformers")
-LLAMA = {"environment": "llama_cpp", "packages": ("llama-cpp-python",)}
-OPENVINO = {"environment": "openvino", "packages": ("openvino", "openvino-genai")}
+LLAMA: dict[str, Any] = {"environment": "llama_cpp", "packages": ("llama-cpp-python",)}
+OPENVINO: dict[str, Any] = {"environment": "openvino", "packages": ("openvino", "openvino-genai")}
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 BACKENDS: dict[str, Entry] = {
     "hgt_infer": Entry(
