@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,10 +92,21 @@ def compare(
 def take_turns(timers: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
     """What each timer gave in each round, by its name; every other round calls them in the opposite order."""
     seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for number in range(num_rounds):
-        for name in timers if number % 2 == 0 else reversed(timers):
-            seconds[name].append(timers[name]())
+    for _, name in turns(timers, num_rounds):
+        seconds[name].append(timers[name]())
     return seconds
+
+
+def turns(names: Iterable[str], num_rounds: int) -> Iterator[tuple[int, str]]:
+    """Yield the number of the round and whose turn it is; every other round is in the opposite order.
+
+    >>> list(turns(["a", "b"], 2))
+    [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
+    """
+    names = list(names)
+    for number in range(num_rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            yield number, name
 
 
 def seconds_of_workload(

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+import psutil
 import pytest
 from support.fake_backend import MIXED, TINY, FakeBackend
 
-from benchmarks.measure import arrivals, bounds, environment
-from benchmarks.measure.bounds import measure_bounds, memory_budget_mb, step_bytes
+from benchmarks.measure import arrivals, bounds, environment, quiet
+from benchmarks.measure.bounds import best_bounds, measure_bounds, memory_budget_mb, step_bytes
 from benchmarks.measure.comparison import Comparison, Spread, compare, seconds_of_workload, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.fresh_processes import in_fresh_processes
+from benchmarks.measure.quiet import Watched, take_quiet_turns, wait_for_quiet, watch
 from benchmarks.measure.workloads import (
     MixedWorkload,
 )
@@ -107,9 +116,224 @@ def test_bound_of_a_step_counts_weights_cache_and_logits() -> None:
 def test_bounds_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("READ_MB", 16), ("GEMM_SIZE", 256), ("SECONDS", 0.01)):
         monkeypatch.setattr(bounds, name, value)
-    measured = measure_bounds(1)
-    assert measured["read_gb_s"] > 0.1
-    assert measured["fp32_gflop_s"] > 0.1
+    measured = measure_bounds(2)
+    assert measured.keys() == {"read_gb_s", "read_huge_gb_s", "fp32_gflop_s", "bf16_gflop_s", "int8_gop_s"}
+    assert all(value > 0.1 for value in measured.values())
+
+
+@pytest.mark.parametrize(("advice", "is_huge"), [(mmap.MADV_NOHUGEPAGE, False), (mmap.MADV_HUGEPAGE, True)])
+def test_all_is_read_from_pages_of_the_size_asked_for(
+    monkeypatch: pytest.MonkeyPatch, advice: int, is_huge: bool
+) -> None:
+    setting, rollup = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/smaps_rollup")
+    if not setting.is_file() or "[never]" in setting.read_text() or not rollup.is_file():
+        pytest.skip("this kernel has no transparent huge pages")
+
+    def huge_mb() -> int:
+        return int(rollup.read_text().partition("AnonHugePages:")[2].split()[0]) >> 10
+
+    before, during = huge_mb(), []
+
+    def once(work: Callable[[], list[np.int64]]) -> float:
+        assert work() == [1, 1]  # of either thread: the bitwise or of what was written
+        during.append(huge_mb())
+        return 0.5
+
+    monkeypatch.setattr(bounds, "READ_MB", 64)
+    monkeypatch.setattr(bounds, "_best", once)
+    assert bounds._read_gb_s(2, advice) == (64 << 20) / 0.5 / 1e9
+    assert (during[0] - before > 16) == is_huge
+
+
+def test_the_best_of_several_readings_is_the_bound() -> None:
+    readings = [{"read_gb_s": 3.0, "fp32_gflop_s": 5.0}, {"read_gb_s": 2.0, "fp32_gflop_s": 7.0}]
+    assert best_bounds(readings) == {"read_gb_s": 3.0, "fp32_gflop_s": 7.0}
+    with pytest.raises(ValueError, match="at least one reading"):
+        best_bounds([])
+
+
+def test_waiting_ends_when_the_load_is_under_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    now, loads = [100.0], [1.2, 0.3, 0.29]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        loads.pop(0)
+
+    found = wait_for_quiet(interval_s=5, load=lambda: loads[0], clock=lambda: now[0], sleep=sleep)
+    assert found == {"load": 0.29, "waited_s": 10.0, "is_quiet": True}
+    assert capsys.readouterr().err == "load 1.20: waiting until it is under 0.3\n"
+    assert wait_for_quiet(load=lambda: 0.1, clock=lambda: now[0], sleep=sleep)["waited_s"] == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_waiting_ends_when_its_time_is_over() -> None:
+    now = [0.0]
+    found = wait_for_quiet(
+        timeout_s=12,
+        interval_s=5,
+        load=lambda: 2.0,
+        clock=lambda: now[0],
+        sleep=lambda seconds: now.append(now.pop() + seconds),
+    )
+    assert found == {"load": 2.0, "waited_s": 15.0, "is_quiet": False}
+
+
+class FakeProc:
+    """A /proc of two processors: this process, its child 10 and grandchild 11; 20 and its child 21; 30.
+
+    All times are in clock ticks.
+    """
+
+    PARENTS: ClassVar = {os.getpid(): 1, 10: os.getpid(), 11: 10, 20: 1, 21: 20, 30: 1}
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ticks: dict[int, list[int]] = {pid: [100, 10, 0, 0] for pid in self.PARENTS}
+        self.machine = [
+            5000,
+            40,
+            900,
+            70000,
+            800,
+            30,
+            20,
+            60,
+        ]  # user nice system idle iowait irq softirq steal
+        self.write()
+
+    def write(self) -> None:
+        times = " ".join(map(str, self.machine))
+        (self.folder / "stat").write_text(f"cpu  {times} 0 0\ncpu0 {times} 0 0\ncpu1 {times} 0 0\nintr 5\n")
+        for pid, ticks in self.ticks.items():
+            (self.folder / str(pid)).mkdir(exist_ok=True)
+            fields = " ".join(map(str, [self.PARENTS[pid], *range(9), *ticks, 20, 0]))
+            (self.folder / str(pid) / "stat").write_text(f"{pid} (a (b) c) R {fields}\n")
+
+    def run(self, pid: int, user: int = 0, system: int = 0) -> None:
+        """Let a process take time of the machine."""
+        self.ticks[pid][0] += user
+        self.ticks[pid][1] += system
+        self.machine[0] += user
+        self.machine[2] += system
+        self.write()
+
+    def end(self, pid: int) -> None:
+        """End a process whose parent waits for it."""
+        own = self.ticks.pop(pid)
+        waiting = self.ticks[self.PARENTS[pid]]
+        waiting[2:] = [waiting[2] + own[0] + own[2], waiting[3] + own[1] + own[3]]
+        (self.folder / str(pid) / "stat").unlink()
+        self.write()
+
+
+@pytest.fixture
+def fake_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProc:
+    monkeypatch.setattr(quiet, "PROC", tmp_path)
+    monkeypatch.setattr(quiet.os, "sysconf", lambda name: 100)
+    return FakeProc(tmp_path)
+
+
+def test_time_of_others_is_what_is_not_ours(fake_proc: FakeProc) -> None:
+    with watch({20}) as watched:
+        for pid in (os.getpid(), 10, 11, 20, 21):
+            fake_proc.run(pid, 7, 2)
+        fake_proc.end(11)  # its time is now in its parent's
+        fake_proc.run(30, 20, 5)
+        fake_proc.machine[7] += 8
+        fake_proc.machine[3] += 1000  # idle
+        fake_proc.write()
+    assert (watched.num_cpus, watched.others_s, watched.steal_s) == pytest.approx((2, 0.25, 0.08))
+    assert watched.is_disturbed
+    with watch() as watched:
+        fake_proc.run(20, 30)
+        fake_proc.run(21, 4)
+    assert watched.others_s == pytest.approx(0.34)  # nobody said that these are ours
+
+
+def test_a_child_that_outlives_its_parent_stays_ours(fake_proc: FakeProc, monkeypatch: Any) -> None:
+    with watch() as watched:
+        fake_proc.run(11, 40)
+        monkeypatch.setitem(FakeProc.PARENTS, 11, 1)
+        fake_proc.end(10)
+    assert watched.others_s == 0
+
+
+def test_rounding_makes_no_time_of_others_negative(fake_proc: FakeProc) -> None:
+    with watch() as watched:
+        fake_proc.ticks[10][0] += 3
+        fake_proc.write()
+    assert watched.others_s == 0
+    assert not watched.is_disturbed
+
+
+def test_nothing_is_disturbed_where_there_is_no_proc(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(quiet, "PROC", tmp_path / "none")
+    with watch() as watched:
+        pass
+    assert (watched.lost_s, watched.is_disturbed) == (0.0, False)
+
+
+def test_disturbed_is_above_a_share_of_the_machine_and_above_rounding() -> None:
+    assert not Watched(num_cpus=2, wall_s=10.0, others_s=0.5, steal_s=0.09).is_disturbed
+    assert Watched(num_cpus=2, wall_s=10.0, others_s=0.5, steal_s=0.11).is_disturbed
+    assert not Watched(num_cpus=2, wall_s=0.1, others_s=0.03, steal_s=0.01).is_disturbed
+    assert Watched(num_cpus=2, wall_s=0.1, others_s=0.03, steal_s=0.03).is_disturbed
+
+
+def test_disturbed_timings_are_repeated_at_once(fake_proc: FakeProc) -> None:
+    calls = []
+    disturbances = {"a": [0, 30, 0], "b": [40, 20, 30, 0]}  # ticks of another process, by call
+
+    def timer(name: str) -> float:
+        calls.append(name)
+        fake_proc.run(10, 50)  # a worker of ours
+        fake_proc.run(30, ticks := disturbances[name].pop(0))
+        return 1.0 + ticks
+
+    timers = {name: partial(timer, name) for name in ("a", "b")}
+    seconds, disturbed = take_quiet_turns(timers, num_rounds=2)
+    assert calls == ["a", "b", "b", "b", "b", "a", "a"]
+    assert seconds == {"a": [1.0, 1.0], "b": [21.0, 1.0]}
+    assert disturbed["a"] == [
+        {"round": 1, "seconds": 31.0, "others_s": pytest.approx(0.3), "steal_s": 0.0, "is_kept": False}
+    ]
+    assert [(entry["round"], entry["seconds"], entry["is_kept"]) for entry in disturbed["b"]] == [
+        (0, 41.0, False),
+        (0, 21.0, True),
+        (0, 31.0, False),
+    ]
+
+
+def test_processes_of_ours_are_asked_for_at_each_timing(fake_proc: FakeProc) -> None:
+    ours: list[int] = []
+
+    def timer() -> float:
+        fake_proc.run(30, 50)
+        ours.append(30)
+        return 1.0
+
+    seconds, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda: ours)
+    assert seconds == {"a": [1.0]}
+    assert [entry["is_kept"] for entry in disturbed["a"]] == [False]
+    assert len(ours) == 2  # ours by the second try
+    _, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=[30], max_repeats=0)
+    assert disturbed == {"a": []}
+
+
+def test_a_busy_process_is_seen_unless_it_is_ours() -> None:
+    """The parent of the busy process ends, so it is no descendant of this one."""
+    command = f"{sys.executable} -c 'while True: pass' >&2 & echo $!"
+    pid = int(subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout)
+    process = psutil.Process(pid)
+    try:
+        start = sum(process.cpu_times()[:2])
+        with watch() as seen, watch({pid}) as ours:
+            while sum(process.cpu_times()[:2]) < start + 0.15:
+                time.sleep(0.01)
+        assert seen.others_s > 0.1
+        assert seen.others_s - ours.others_s > 0.1  # else other processes on this machine would count
+    finally:
+        process.kill()
 
 
 class Batches:
