@@ -89,8 +89,8 @@ class Timings:
         )
 
     def long_prompts(self, *, num_rounds: int) -> None:
-        """Time prefill: a prompt of LONG_PROMPT tokens, another one in each round."""
-        prompts = [long_prompt(LONG_PROMPT, number) for number in range(num_rounds + 1)]
+        """Time prefill: a prompt of LONG_PROMPT tokens, another one for each timing, repeated ones too."""
+        prompts = [long_prompt(LONG_PROMPT, number) for number in range(4 * (num_rounds + 1))]
         self._in_turns(
             {name: self._timer(name, *prompts) for name in self._sides},
             case="long_prompt",
@@ -150,8 +150,9 @@ class Timings:
         size = about.get("batch_size", "")
         print(f"{case} {size}: {num_rounds} rounds of {len(timers)} sides", file=sys.stderr, flush=True)
         take_turns(timers, num_rounds=num_warmups)
-        pids = [side.pid for side in self._sides.values()]
-        seconds, disturbed = take_quiet_turns(timers, num_rounds=num_rounds, pids=pids)
+        seconds, disturbed = take_quiet_turns(
+            timers, num_rounds=num_rounds, pids=lambda way: [self._sides[name_of(way)].pid]
+        )
         self.cases.append({"case": case, **about, "num_tokens": num_tokens, **_rates(seconds, num_tokens)})
         self.cases[-1]["disturbed"] = disturbed
 

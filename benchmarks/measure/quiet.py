@@ -76,8 +76,9 @@ def wait_for_quiet(
 def watch(pids: Collection[int] = ()) -> Iterator[Watched]:
     """See what else runs inside the block; the values are there when it ends.
 
-    Ours are this process, the given ones, and all of their descendants. The time of a descendant that ends
-    inside the block counts once its parent has waited for it.
+    Ours are this process, and the given ones with all of their descendants. Other children of this process are
+    not ours: a side that is not measured has to sleep. The time of a descendant that ends inside the block
+    counts once its parent has waited for it.
 
     Where Linux's /proc/stat is missing nothing counts as disturbed.
 
@@ -107,7 +108,7 @@ def take_quiet_turns(
     timers: Mapping[str, Callable[[], float]],
     *,
     num_rounds: int,
-    pids: Collection[int] | Callable[[], Collection[int]] = (),
+    pids: Callable[[str], Collection[int]] = lambda name: (),
     max_repeats: int = 2,
 ) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
     """Call the timers like comparison.take_turns, and repeat each timing that was disturbed at once.
@@ -115,7 +116,7 @@ def take_quiet_turns(
     Args:
         timers: each returns seconds.
         num_rounds: timings of each that count.
-        pids: processes that are ours beside this one and its descendants, see watch.
+        pids: gives the processes that work for a timer, see watch.
         max_repeats: of a timing. Where all are disturbed, the one that lost the least processor time counts.
 
     Returns:
@@ -127,7 +128,7 @@ def take_quiet_turns(
     for number, name in turns(timers, num_rounds):
         tries: list[tuple[float, Watched]] = []
         while len(tries) <= max_repeats and all(watched.is_disturbed for _, watched in tries):
-            with watch(pids() if callable(pids) else pids) as watched:
+            with watch(pids(name)) as watched:
                 duration = timers[name]()
             tries.append((duration, watched))
         kept = min(tries, key=lambda timing: (timing[1].is_disturbed, timing[1].lost_s))
@@ -158,7 +159,7 @@ def _machine_times() -> tuple[float, float, int] | None:
 
 
 def _process_times(pids: Collection[int]) -> tuple[float, set[int]]:
-    """Seconds of the processes, their descendants and those of them that have ended; and their pids."""
+    """Seconds of the processes and, but for this one, of their descendants; and the pids of them all."""
     ticks: dict[int, int] = {}
     children: dict[int, list[int]] = {}
     for path in PROC.glob("[0-9]*/stat"):
@@ -175,5 +176,6 @@ def _process_times(pids: Collection[int]) -> tuple[float, set[int]]:
         pid = left.pop()
         if pid not in found:
             found.add(pid)
-            left += children.get(pid, [])
+            if pid != os.getpid():
+                left += children.get(pid, [])
     return sum(ticks.get(pid, 0) for pid in found) / os.sysconf("SC_CLK_TCK"), found

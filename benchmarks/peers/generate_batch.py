@@ -17,7 +17,7 @@ WAIT_S = 300.0
 class GenerateBatch:
     """What `generate_batch` runs, in fp32, kept between calls as a service keeps it; from ids to ids.
 
-    No token ends a text before its length. New requests enter as soon as earlier ones end.
+    New requests enter as soon as earlier ones end.
 
     Args:
         checkpoint: is read as it is; the folder is not used.
@@ -37,6 +37,7 @@ class GenerateBatch:
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation=attention
         ).eval()
+        self._end_of_text = self._model.config.eos_token_id
         self._block_size = block_size
         self._manager: Any = None
         self._settings: dict[str, Any] | None = None
@@ -70,7 +71,9 @@ class GenerateBatch:
 
         self.close()
         self._manager = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(eos_token_id=-1, pad_token_id=0, max_new_tokens=1, **settings),
+            generation_config=GenerationConfig(
+                eos_token_id=-1, pad_token_id=0, suppress_tokens=[self._end_of_text], **settings
+            ),
             continuous_batching_config=ContinuousBatchingConfig(
                 block_size=self._block_size,
                 num_blocks=NUM_CACHE_TOKENS // self._block_size,

@@ -234,7 +234,7 @@ def fake_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProc:
 
 
 def test_time_of_others_is_what_is_not_ours(fake_proc: FakeProc) -> None:
-    with watch({20}) as watched:
+    with watch({10, 20}) as watched:
         for pid in (os.getpid(), 10, 11, 20, 21):
             fake_proc.run(pid, 7, 2)
         fake_proc.end(11)  # its time is now in its parent's
@@ -245,13 +245,14 @@ def test_time_of_others_is_what_is_not_ours(fake_proc: FakeProc) -> None:
     assert (watched.num_cpus, watched.others_s, watched.steal_s) == pytest.approx((2, 0.25, 0.08))
     assert watched.is_disturbed
     with watch() as watched:
-        fake_proc.run(20, 30)
-        fake_proc.run(21, 4)
+        fake_proc.run(os.getpid(), 9)
+        fake_proc.run(10, 30)  # a child of this process works for another side
+        fake_proc.run(20, 4)
     assert watched.others_s == pytest.approx(0.34)  # nobody said that these are ours
 
 
 def test_a_child_that_outlives_its_parent_stays_ours(fake_proc: FakeProc, monkeypatch: Any) -> None:
-    with watch() as watched:
+    with watch({10}) as watched:
         fake_proc.run(11, 40)
         monkeypatch.setitem(FakeProc.PARENTS, 11, 1)
         fake_proc.end(10)
@@ -259,7 +260,7 @@ def test_a_child_that_outlives_its_parent_stays_ours(fake_proc: FakeProc, monkey
 
 
 def test_rounding_makes_no_time_of_others_negative(fake_proc: FakeProc) -> None:
-    with watch() as watched:
+    with watch({10}) as watched:
         fake_proc.ticks[10][0] += 3
         fake_proc.write()
     assert watched.others_s == 0
@@ -291,7 +292,7 @@ def test_disturbed_timings_are_repeated_at_once(fake_proc: FakeProc) -> None:
         return 1.0 + ticks
 
     timers = {name: partial(timer, name) for name in ("a", "b")}
-    seconds, disturbed = take_quiet_turns(timers, num_rounds=2)
+    seconds, disturbed = take_quiet_turns(timers, num_rounds=2, pids=lambda name: [10])
     assert calls == ["a", "b", "b", "b", "b", "a", "a"]
     assert seconds == {"a": [1.0, 1.0], "b": [21.0, 1.0]}
     assert disturbed["a"] == [
@@ -312,11 +313,11 @@ def test_processes_of_ours_are_asked_for_at_each_timing(fake_proc: FakeProc) -> 
         ours.append(30)
         return 1.0
 
-    seconds, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda: ours)
+    seconds, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda name: ours)
     assert seconds == {"a": [1.0]}
     assert [entry["is_kept"] for entry in disturbed["a"]] == [False]
     assert len(ours) == 2  # ours by the second try
-    _, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=[30], max_repeats=0)
+    _, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda name: [30], max_repeats=0)
     assert disturbed == {"a": []}
 
 
