@@ -76,9 +76,9 @@ def wait_for_quiet(
 def watch(pids: Collection[int] = ()) -> Iterator[Watched]:
     """See what else runs inside the block; the values are there when it ends.
 
-    Ours are this process, and the given ones with all of their descendants. Other children of this process are
-    not ours: a side that is not measured has to sleep. The time of a descendant that ends inside the block
-    counts once its parent has waited for it.
+    Ours are this process, and the given ones with all of their descendants. Other children of this process
+    are not ours: a side that is not measured has to sleep. The time of a descendant that ends inside the
+    block counts once its parent has waited for it.
 
     Where Linux's /proc/stat is missing nothing counts as disturbed.
 
