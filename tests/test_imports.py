@@ -89,8 +89,8 @@ MAY_IMPORT = {
     },
     "benchmarks.peers": {
         *("benchmarks.measure", "hgt_infer", "hgt_infer.export"),
-        *("ctranslate2", "gguf", "llama_cpp", "optimum", "safetensors", "tokenizers"),
-        *("torch", "transformers"),
+        *("ctranslate2", "gguf", "llama_cpp", "numpy", "openvino", "openvino_genai", "optimum"),
+        *("safetensors", "tokenizers", "torch", "transformers", "vllm"),
     },
     "benchmarks.cases": {
         *("benchmarks.measure", "benchmarks.peers"),
