@@ -159,11 +159,11 @@ Path(sys.argv[3]).write_text(json.dumps(results))
 def test_vllm_chooses_the_same_greedy_tokens_and_serves_requests_by_steps(
     byte_checkpoint: Path, theirs: Transformers, tmp_path: Path
 ) -> None:
-    arguments = [byte_checkpoint, tmp_path / "cache", tmp_path / "results.json"]
-    command = [VLLM_PYTHON, "-c", VLLM_SCRIPT, *arguments]
+    path = tmp_path / "results.json"
+    command = [str(VLLM_PYTHON), "-c", VLLM_SCRIPT, str(byte_checkpoint), str(tmp_path / "cache"), str(path)]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    results = json.loads(arguments[-1].read_text())
+    results = json.loads(path.read_text())
     fixed = replace(random_prompts(3), num_new_tokens=8)
     assert results["fixed"] == [[*ids] for ids in theirs.generate(fixed, greedy=True)]
     mixed = tweets().head(20, max_tokens=12)
