@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from support.fake_backend import MIXED, TINY, FakeBackend
 from transformers import GPT2Config
 
 from benchmarks.measure.checkpoints import write_checkpoint
+from benchmarks.measure.paths import REPOSITORY
 from benchmarks.measure.workloads import (
     MixedWorkload,
     TokenIds,
@@ -121,3 +124,52 @@ def test_gate_names_the_first_difference() -> None:
 
     with pytest.raises(ValueError, match="a and b differ in sample 3 at step 2"):
         check_greedy(FakeBackend("a", [0.0], 1, []), Different("b", [0.0], 1, []), TINY)
+
+
+VLLM_PYTHON = REPOSITORY / "build" / "peers" / "vllm" / "bin" / "python"
+VLLM_SCRIPT = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from benchmarks.measure.workloads import one_prompt, random_prompts, tweets
+from benchmarks.peers.vllm import Vllm
+
+vllm = Vllm(Path(sys.argv[1]), Path(sys.argv[2]), dtype="float32", num_slots=16, enforce_eager=True)
+mixed = tweets().head(20, max_tokens=12)
+seeds = [*range(20)]
+results = {
+    "fixed": vllm.generate(replace(random_prompts(3), num_new_tokens=8), greedy=True),
+    "mixed": vllm.generate(mixed, greedy=True),
+    "samples": vllm.generate(one_prompt(3, num_new_tokens=12)),
+    "seeded": vllm.generate(mixed, seeds=seeds),
+    "alone": [vllm.generate(mixed.part(i, i + 1), seeds=[i])[0] for i in range(4)],
+    "steps": [],
+}
+vllm.add_request(7, (5, 6, 7), 3, mixed.sampling)
+results["steps"].append(vllm.step())
+vllm.add_request(8, (8, 9), 1, mixed.sampling)
+while vllm.num_unfinished:
+    results["steps"].append(vllm.step())
+Path(sys.argv[3]).write_text(json.dumps(results))
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="build/peers/vllm is not there")
+def test_vllm_chooses_the_same_greedy_tokens_and_serves_requests_by_steps(
+    byte_checkpoint: Path, theirs: Transformers, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    command = [str(VLLM_PYTHON), "-c", VLLM_SCRIPT, str(byte_checkpoint), str(tmp_path / "cache"), str(path)]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    results = json.loads(path.read_text())
+    fixed = replace(random_prompts(3), num_new_tokens=8)
+    assert results["fixed"] == [[*ids] for ids in theirs.generate(fixed, greedy=True)]
+    mixed = tweets().head(20, max_tokens=12)
+    expected = StaticBatches(theirs.generate_padded, 20).generate(mixed, greedy=True)
+    assert results["mixed"] == [[*ids] for ids in expected]
+    assert [*map(len, results["seeded"])] == [*mixed.lengths]
+    assert results["seeded"][:4] == results["alone"]
+    assert len({tuple(ids) for ids in results["samples"]}) == 3
+    assert results["steps"] == [{"7": 1}, {"7": 2, "8": 1}, {"7": 3}]
