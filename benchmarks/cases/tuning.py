@@ -17,6 +17,7 @@ from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.workloads import random_prompts
+from benchmarks.peers.environments import ENVIRONMENTS
 from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote, WorkerError
 
@@ -41,6 +42,7 @@ def _openvino(**properties: Any) -> Trial:
     return Trial({"properties": properties})
 
 
+LIBIOMP = str(ENVIRONMENTS / "vllm" / "lib" / "libiomp5.so")
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 SLEEPING = Trial(variables={"OMP_WAIT_POLICY": "passive"})
 TRIED: dict[str, Sequence[Trial]] = {
@@ -60,6 +62,13 @@ TRIED: dict[str, Sequence[Trial]] = {
         Trial({"scheduler": {"dynamic_split_fuse": False}}),
     ],
     "openvino_bf16": [Trial(), _openvino(KV_CACHE_PRECISION="bf16")],
+    "vllm": [
+        Trial(),
+        Trial({"enforce_eager": True}),
+        Trial(variables={"LD_PRELOAD": LIBIOMP}),
+        SLEEPING,
+    ],
+    "vllm_bfloat16": [Trial(), Trial({"enforce_eager": True})],
     "ctranslate2_int8": [Trial(), SLEEPING],
     "transformers": [Trial(), Trial({"num_threads": 1}), SLEEPING],
     "transformers_compiled": [Trial(), Trial({"mode": "max-autotune-no-cudagraphs"})],

