@@ -1,7 +1,8 @@
 """Requests that arrive at their own times, open loop: nobody waits for an answer before the next one is sent.
 
-A backend with a queue of its own takes each request when it arrives and streams it. Of one that has none, all
-that wait are taken as a static batch, up to its size, and nothing is seen of it before it ends.
+A backend with a queue of its own takes each request when it arrives and streams it; one that is a service has
+a `serve` of its own. Of one that has no queue, all that wait are taken as a static batch, up to its size, and
+nothing is seen of it before it ends.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class Served(NamedTuple):
 
 def serve(backend: Any, workload: MixedWorkload, at: Sequence[float], *, batch_size: int) -> list[Served]:
     """Serve every request, each of which arrives `at` seconds after the start."""
+    if hasattr(backend, "serve"):
+        served: list[Served] = backend.serve(workload, at)
+        return served
     if hasattr(backend, "generate_padded"):
         return _in_batches(backend, workload, at, batch_size)
     return _streamed(backend.generator, workload, at)

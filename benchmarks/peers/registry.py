@@ -17,6 +17,7 @@ from benchmarks.measure.environment import num_physical_cores
 from benchmarks.peers.backends import NEAR_TIE, HgtInfer, Optimum, Pipeline, Transformers
 from benchmarks.peers.ctranslate2 import CTranslate2
 from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.peers.llama_server import LlamaServer
 
 MAX_SLOTS = 64
 
@@ -82,4 +83,6 @@ BACKENDS: dict[str, Entry] = {
         near_tie=0.01,  # its gelu is a table of 16-bit floats
     ),
     "llama_cpp_q8_0": Entry(partial(LlamaCpp, quantization="q8_0"), LLAMA, "int8"),
+    "llama_server": Entry(partial(LlamaServer, quantization="f32"), LLAMA, "fp32", near_tie=0.01),
+    "llama_server_q8_0": Entry(partial(LlamaServer, quantization="q8_0"), LLAMA, "int8"),
 }

@@ -40,6 +40,7 @@ class Remote:
 
     Attributes:
         load_s: seconds to make it, conversion included where it had to be converted.
+        host, port: where one that is a service takes requests; else empty and 0.
     """
 
     def __init__(self, name: str, checkpoint: Path, folder: Path) -> None:
@@ -55,10 +56,12 @@ class Remote:
             text=True,
         )
         try:
-            self.load_s = float(self._answer()["seconds"])
+            answer = self._answer()
         except WorkerError:
             self.close()
             raise
+        self.load_s = float(answer["seconds"])
+        self.host, self.port = str(answer["host"]), int(answer["port"])
 
     def generate(
         self, workload: Workload | MixedWorkload, *, greedy: bool = False, batch_size: int | None = None
@@ -146,17 +149,22 @@ def main(name: str, checkpoint: str, folder: str) -> None:
 
     start = time.perf_counter()
     backend = BACKENDS[name].make(Path(checkpoint), Path(folder))
-    answer(seconds=time.perf_counter() - start)
-    for line in sys.stdin:
-        try:
-            answer(**_handle(backend, json.loads(line)))
-        except Exception as error:
-            answer(error=f"{type(error).__name__}: {error}")
+    seconds = time.perf_counter() - start
+    try:
+        answer(seconds=seconds, host=getattr(backend, "host", ""), port=getattr(backend, "port", 0))
+        for line in sys.stdin:
+            try:
+                answer(**_handle(backend, json.loads(line)))
+            except Exception as error:
+                answer(error=f"{type(error).__name__}: {error}")
+    finally:
+        if hasattr(backend, "close"):
+            backend.close()
 
 
 def _handle(backend: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "memory":
-        memory = memory_bytes()
+        memory = memory_bytes(getattr(backend, "pid", "self"))
         return {"memory_mb": {name: memory[name] / 1e6 for name in ("resident", "peak")}}
     if request["do"] == "margins":
         return {"margins": backend.margins(request["prompt"], request["token_ids"])}
