@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,12 +18,13 @@ from support.fake_backend import MIXED
 from support.local_server import serving
 from support.local_service import served
 
-from benchmarks.cases.service import WAYS
+from benchmarks.cases.service import WAYS, compare_servers
 from benchmarks.measure import http_load
 from benchmarks.measure.http_client import Client
 from benchmarks.measure.http_load import bodies_of, closed_loop, open_loop
 from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import tweets
+from benchmarks.peers import guidellm
 from hgt_infer import Generator
 
 EVENTS = [
@@ -160,6 +162,22 @@ def test_requests_arrive_at_their_times_and_count_from_then(service: At) -> None
     assert all(0 < reply.first_token_s <= reply.end_s for reply in replies)
     late = asyncio.run(open_loop(service, MIXED, (-5.0, -5.0, -5.0)))
     assert all(reply.first_token_s > 5 for reply in late)
+
+
+def test_servers_take_turns_and_get_the_same_rates(
+    service: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guidellm, "PROGRAM", tmp_path / "none")
+    workload = tweets().head(8, max_tokens=4)
+    servers = [replace(service, name=name) for name in ("a", "b")]
+    results = compare_servers(servers, workload, tmp_path, num_rounds=2)
+    assert [*results] == ["a", "b"]
+    slowest = min(result["closed_loop"]["streams"]["requests_per_s"] for result in results.values())
+    for result in results.values():
+        assert [len(loop["seconds"]) for loop in result["closed_loop"].values()] == [2, 2]
+        assert [load["requests_per_s"] for load in result["open_loop"]] == [0.5 * slowest, 0.9 * slowest]
+        assert {load["num_requests"] for load in result["open_loop"]} == {16}
+        assert result["guidellm"] == []
 
 
 def test_requests_say_the_whole_length() -> None:
