@@ -52,10 +52,8 @@ class Client:
         Raises:
             RuntimeError: another status than 200.
         """
-        reader = await self.send(post(body, path=path))
-        head = await _head(reader)
+        reader, head = await self._ask(post(body, path=path))
         answer: dict[str, Any] = json.loads(await reader.readexactly(int(head["content-length"])))
-        self._end(head)
         return answer
 
     async def stream(self, body: dict[str, Any], *, since: float | None = None) -> Reply:
@@ -68,8 +66,7 @@ class Client:
             RuntimeError: another status than 200, or an event that tells of an error.
         """
         start = time.perf_counter() if since is None else since
-        reader = await self.send(post({**body, "stream": True}))
-        head = await _head(reader)
+        reader, _ = await self._ask(post({**body, "stream": True}))
         first, text, rest = 0.0, [], b""
         while size := int(await reader.readline(), 16):
             data = await reader.readexactly(size + 2)
@@ -82,7 +79,6 @@ class Client:
                     first = first or time.perf_counter() - start
                     text += [choice["text"] for choice in event["choices"]]
         await reader.readline()
-        self._end(head)
         return Reply(first, time.perf_counter() - start, "".join(text))
 
     def close(self) -> None:
@@ -91,20 +87,30 @@ class Client:
             self._writer.close()
             self._reader = self._writer = None
 
-    def _end(self, head: dict[str, str]) -> None:
-        """Hang up where the server has said that it does."""
-        if head.get("connection", "").lower() == "close":
-            self.close()
-
     async def send(self, data: bytes) -> asyncio.StreamReader:
-        """Send bytes as they are, on a new connection where the server has ended the old one."""
-        if self._reader is not None and self._reader.at_eof():
-            self.close()
+        """Send bytes as they are."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self.host, self.port)
         assert self._reader is not None
         self._writer.write(data)
         return self._reader
+
+    async def _ask(self, request: bytes) -> tuple[asyncio.StreamReader, dict[str, str]]:
+        """Send a request, and read the head of its answer.
+
+        Where a server has ended the connection since the last answer, it gets a new one: llama-server does
+        so after every stream.
+        """
+        is_kept = self._writer is not None
+        try:
+            reader = await self.send(request)
+            return reader, await _head(reader)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            if not is_kept or getattr(error, "partial", None):
+                raise
+            self.close()
+        reader = await self.send(request)
+        return reader, await _head(reader)
 
 
 def post(body: dict[str, Any], *, path: str = COMPLETIONS) -> bytes:
