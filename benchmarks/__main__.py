@@ -46,6 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     service.add_argument("--backend", default="hgt_infer_int8", metavar="NAME", help="default: %(default)s")
     service.add_argument("--small", action="store_true", help="a model of 0.1 million parameters")
     service.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    service.add_argument(
+        "--beside", nargs="+", default=[], metavar="NAME", help="other servers: llama_server_q8_0"
+    )
+    service.add_argument(
+        "--rates", nargs="+", type=float, default=[], metavar="RATE",
+        help="requests a second of all servers; default: 50 %% and 90 %% of what the slowest takes",
+    )  # fmt: skip
     service.add_argument("--abuse", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
     parsed = parser.parse_args(arguments)
     try:
@@ -161,7 +168,13 @@ def _service(parsed: argparse.Namespace) -> int:
     config = gpt2_small() if parsed.small else None
     folder = RESULTS / "small" if parsed.small else RESULTS
     result = run_service(
-        folder, name=parsed.backend, num_rounds=parsed.rounds, abuse_s=parsed.abuse, config=config
+        folder,
+        name=parsed.backend,
+        num_rounds=parsed.rounds,
+        abuse_s=parsed.abuse,
+        config=config,
+        beside=parsed.beside,
+        rates=parsed.rates,
     )
     print(json.dumps(result, indent=2))
     return 0

@@ -1,75 +1,64 @@
 """The HTTP service under load: what it costs beside the library, how late first tokens are, what abuse does.
 
 `python -m benchmarks service` starts `hgt-infer serve` as a process of its own; its clients run here, on the
-same machine, and take their share of it.
+same machine, and take their share of it. Other servers beside it are driven in turns, by the same clients and
+by GuideLLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, percentiles, take_turns
 from benchmarks.measure.environment import capture_environment
-from benchmarks.measure.http_client import Client, Reply, post
-from benchmarks.measure.memory import memory_bytes
-from benchmarks.measure.paths import REPOSITORY
+from benchmarks.measure.http_client import Client, Reply, Server, post
+from benchmarks.measure.http_load import MODEL, closed_loop, open_loop
+from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets
+from benchmarks.peers import guidellm
 from benchmarks.peers.registry import BACKENDS, MAX_SLOTS
 from benchmarks.peers.worker import Remote
 
-NUM_CLIENTS = 64
 LOADS = (0.5, 0.9)
-MODEL = "model"
 
 
-class Service:
+async def _ask_whole(client: Client, body: dict[str, Any]) -> None:
+    answer = await client.complete(body)
+    if answer["usage"]["completion_tokens"] != body["max_tokens"]:
+        raise RuntimeError(f"{answer['usage']['completion_tokens']} tokens came, not {body['max_tokens']}")
+
+
+WAYS: dict[str, Callable[[Client, dict[str, Any]], Awaitable[Any]]] = {
+    "whole": _ask_whole,
+    "streams": Client.stream,
+}
+"""How a client may ask for its answer."""
+
+
+class Service(ServerProcess):
     """`hgt-infer serve` in a process of its own."""
 
-    def __init__(self, model: Path, precision: str) -> None:
-        self._process = subprocess.Popen(
+    def __init__(self, model: Path, precision: str, *, name: str = "hgt_infer") -> None:
+        super().__init__(
+            name,
             [sys.executable, "-m", "hgt_infer", "serve", f"{MODEL}={model}", "--port", "0", "--device", "cpu",
              "--precision", precision, "--num-slots", str(MAX_SLOTS)],
-            cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if found := re.search(r"http://([\d.]+):(\d+)/", line):
-                self.host, self.port = found[1], int(found[2])
-                break
-        else:
-            raise RuntimeError("the service did not start")
-        # Its log has to go somewhere: a full pipe would stop it.
-        self._drain = subprocess.Popen(["cat"], stdin=self._process.stderr, stdout=subprocess.DEVNULL)
-        self._process.stderr.close()
-
-    def memory_mb(self) -> float:
-        """Resident."""
-        return memory_bytes(self._process.pid)["resident"] / 1e6
-
-    def num_files(self) -> int:
-        """Descriptors that are open."""
-        return len([*Path(f"/proc/{self._process.pid}/fd").iterdir()])
-
-    def close(self) -> None:
-        """End it as an operator does."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
-        self._drain.wait(timeout=60)
 
 
 def measure_overhead(
-    service: Service, library: Callable[[], float], workload: MixedWorkload, *, num_rounds: int
+    service: Server, library: Callable[[], float], workload: MixedWorkload, *, num_rounds: int
 ) -> dict[str, Any]:
     """Tokens a second of NUM_CLIENTS clients, each of which sends a request when its last one is answered.
 
@@ -81,8 +70,8 @@ def measure_overhead(
     """
     sides = {
         "library": library,
-        "service": lambda: asyncio.run(_closed_loop(service, workload, Client.complete)),
-        "service, streams": lambda: asyncio.run(_closed_loop(service, workload, Client.stream)),
+        "service": _closed_loop(service, workload, "whole"),
+        "service, streams": _closed_loop(service, workload, "streams"),
     }
     take_turns(sides, num_rounds=1)
     seconds = take_turns(sides, num_rounds=num_rounds)
@@ -98,37 +87,20 @@ def measure_overhead(
     }
 
 
-async def _closed_loop(
-    service: Service, workload: MixedWorkload, ask: Callable[[Client, dict[str, Any]], Awaitable[Any]]
-) -> float:
-    bodies = iter(_bodies(workload))
-
-    async def client() -> None:
-        with closing(Client(service.host, service.port)) as connection:
-            for body in bodies:
-                await ask(connection, body)
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(NUM_CLIENTS)))
-    return time.perf_counter() - start
+def _closed_loop(server: Server, workload: MixedWorkload, way: str) -> Callable[[], float]:
+    return lambda: asyncio.run(closed_loop(server, workload, WAYS[way]))
 
 
-def measure_load(service: Service, workload: MixedWorkload, requests_per_s: float) -> dict[str, Any]:
+def measure_load(service: Server, workload: MixedWorkload, requests_per_s: float) -> dict[str, Any]:
     """First tokens and whole texts of requests that arrive as a Poisson process, each on a connection."""
+    return _load(_arrive(service, workload, requests_per_s), requests_per_s)
 
-    async def one(body: dict[str, Any], at: float, start: float) -> Reply:
-        await asyncio.sleep(start + at - time.perf_counter())
-        with closing(Client(service.host, service.port)) as client:
-            return await client.stream(body)
 
-    async def run() -> list[Reply]:
-        start = time.perf_counter()
-        times = arrivals(workload, rate=requests_per_s)
-        return await asyncio.gather(
-            *(one(body, at, start) for body, at in zip(_bodies(workload), times, strict=True))
-        )
+def _arrive(server: Server, workload: MixedWorkload, requests_per_s: float) -> list[Reply]:
+    return asyncio.run(open_loop(server, workload, arrivals(workload, rate=requests_per_s)))
 
-    replies = asyncio.run(run())
+
+def _load(replies: Sequence[Reply], requests_per_s: float) -> dict[str, Any]:
     return {
         "requests_per_s": requests_per_s,
         "num_requests": len(replies),
@@ -137,7 +109,59 @@ def measure_load(service: Service, workload: MixedWorkload, requests_per_s: floa
     }
 
 
-def abuse(service: Service, *, num_clients: int, seconds: float) -> dict[str, Any]:
+def compare_servers(
+    servers: Sequence[Server],
+    workload: MixedWorkload,
+    folder: Path,
+    *,
+    num_rounds: int,
+    rates: Sequence[float] = (),
+) -> dict[str, dict[str, Any]]:
+    """Drive every server alike, in turns; by GuideLLM too, where it is installed.
+
+    Args:
+        servers: with names that differ.
+        workload: all of the requests of a round.
+        folder: for GuideLLM's files.
+        num_rounds: of everything; before them comes one closed loop of each that is not counted.
+        rates: of requests a second; empty is LOADS of what the slowest server takes as streams.
+
+    Returns:
+        By name of the server: `closed_loop`, by way of asking; `open_loop`, for each rate, of all rounds'
+        requests; `guidellm`, the rounds of NUM_CLIENTS clients (its requests_per_s is None) and of each rate.
+    """
+    results: dict[str, dict[str, Any]] = {
+        server.name: {"closed_loop": {}, "open_loop": [], "guidellm": []} for server in servers
+    }
+    for way in WAYS:
+        sides = {server.name: _closed_loop(server, workload, way) for server in servers}
+        take_turns(sides, num_rounds=1)
+        for name, seconds in take_turns(sides, num_rounds=num_rounds).items():
+            results[name]["closed_loop"][way] = {
+                "seconds": seconds,
+                "requests_per_s": len(workload.prompts) / statistics.median(seconds),
+                "tokens_per_s": workload.num_tokens / statistics.median(seconds),
+            }
+    if not rates:
+        capacity = min(result["closed_loop"]["streams"]["requests_per_s"] for result in results.values())
+        rates = [load * capacity for load in LOADS]
+    for rate in rates:
+        arriving = {server.name: partial(_arrive, server, workload, rate) for server in servers}
+        for name, rounds in take_turns(arriving, num_rounds=num_rounds).items():
+            results[name]["open_loop"].append(_load([*chain(*rounds)], rate))
+    for maybe_rate in (None, *rates) if guidellm.is_installed() else ():
+        asked = {
+            server.name: partial(
+                guidellm.run_guidellm, server, workload, folder / server.name, requests_per_s=maybe_rate
+            )
+            for server in servers
+        }
+        for name, reports in take_turns(asked, num_rounds=num_rounds).items():
+            results[name]["guidellm"].append({"requests_per_s": maybe_rate, "rounds": reports})
+    return results
+
+
+def abuse(service: ServerProcess, *, num_clients: int, seconds: float) -> dict[str, Any]:
     """Clients that connect, send rubbish, hang up in the middle, or leave; among them some that mean well.
 
     Returns:
@@ -147,7 +171,7 @@ def abuse(service: Service, *, num_clients: int, seconds: float) -> dict[str, An
     return asyncio.run(_abuse(service, num_clients, seconds))
 
 
-async def _abuse(service: Service, num_clients: int, seconds: float) -> dict[str, Any]:
+async def _abuse(service: ServerProcess, num_clients: int, seconds: float) -> dict[str, Any]:
     rng = random.Random(0)
     body = {"model": MODEL, "prompt": "abcd", "max_tokens": 8, "ignore_eos": True, "seed": 1}
 
@@ -202,13 +226,6 @@ async def _abuse(service: Service, num_clients: int, seconds: float) -> dict[str
     return {**counts, "is_same_text_after": again == expected, "before": before, "after": after}
 
 
-def _bodies(workload: MixedWorkload) -> Sequence[dict[str, Any]]:
-    return [
-        {"model": MODEL, "prompt": prompt, "max_tokens": length, "min_tokens": length, **workload.sampling}
-        for prompt, length in zip(workload.prompts, workload.lengths, strict=True)
-    ]
-
-
 def run_service(
     folder: Path,
     *,
@@ -217,21 +234,48 @@ def run_service(
     abuse_s: float,
     num_abusers: int = 1_000,
     config: Any = None,
+    beside: Sequence[str] = (),
+    rates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Measure everything of one backend, on GPT-2 124M of random weights or the config's model."""
+    """Measure everything of one backend, on GPT-2 124M of random weights or the config's model.
+
+    Args:
+        folder: for checkpoints and what backends make of them.
+        name: of `BACKENDS`, one of hgt_infer.
+        num_rounds: of what runs in turns.
+        abuse_s, num_abusers: see `abuse`.
+        config: see `write_model`.
+        beside: backends that are services: `servers` of the result compares them with this one.
+        rates: see `compare_servers`.
+
+    Raises:
+        ValueError: one of `beside` is no service.
+    """
+    if not set(beside) <= BACKENDS.keys():
+        raise ValueError(f"--beside takes some of {', '.join(BACKENDS)}; got {' '.join(beside)}")
     environment = capture_environment()
     checkpoint = write_model(folder, config)
     workload = tweets()
-    with (
-        closing(Remote(name, checkpoint, folder / name)) as side,
-        closing(Service(folder / name / "model", BACKENDS[name].precision)) as service,
-    ):
+    with ExitStack() as stack:
+        side = stack.enter_context(closing(Remote(name, checkpoint, folder / name)))
+        service = stack.enter_context(
+            closing(Service(folder / name / "model", BACKENDS[name].precision, name=name))
+        )
         overhead = measure_overhead(service, lambda: side.seconds(workload), workload, num_rounds=num_rounds)
         capacity = len(workload.prompts) / statistics.median(overhead["service, streams"]["seconds"])
-        return {
+        result = {
             "environment": environment,
             "backend": name,
             "overhead": overhead,
             "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},
-            "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s),
         }
+        if beside:
+            others = [
+                stack.enter_context(closing(Remote(other, checkpoint, folder / other))) for other in beside
+            ]
+            if no_service := [other.name for other in others if not other.port]:
+                raise ValueError(f"--beside takes services; got {' '.join(no_service)}")
+            result["servers"] = compare_servers(
+                [service, *others], workload, folder / "guidellm", num_rounds=num_rounds, rates=rates
+            )
+        return {**result, "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s)}

@@ -38,12 +38,12 @@ class Engine(Protocol):
 
 def serve(backend: Any, workload: MixedWorkload, at: Sequence[float], *, batch_size: int) -> list[Served]:
     """Serve every request, each of which arrives `at` seconds after the start."""
+    if hasattr(backend, "serve"):
+        served: list[Served] = backend.serve(workload, at)
+        return served
     if hasattr(backend, "generate_padded"):
         return serve_in_batches(backend.generate_padded, workload, at, batch_size)
-    if hasattr(backend, "add_request"):
-        return serve_by_steps(backend, workload, at)
-    served: list[Served] = backend.serve(workload, at)
-    return served
+    return serve_by_steps(backend, workload, at)
 
 
 def serve_by_steps(engine: Engine, workload: MixedWorkload, at: Sequence[float]) -> list[Served]:

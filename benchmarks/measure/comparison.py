@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.measure.workloads import AnyWorkload, Backend, Workload
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ def compare(
     return Comparison(workload, take_turns(timers, num_rounds=num_rounds))
 
 
-def take_turns(timers: Mapping[str, Callable[[], float]], *, num_rounds: int) -> dict[str, list[float]]:
+def take_turns(timers: Mapping[str, Callable[[], Value]], *, num_rounds: int) -> dict[str, list[Value]]:
     """What each timer gave in each round, by its name; every other round calls them in the opposite order."""
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    values: dict[str, list[Value]] = {name: [] for name in timers}
     for _, name in turns(timers, num_rounds):
-        seconds[name].append(timers[name]())
-    return seconds
+        values[name].append(timers[name]())
+    return values
 
 
 def turns(names: Iterable[str], num_rounds: int) -> Iterator[tuple[int, str]]:

@@ -1,19 +1,35 @@
-"""The least of an HTTP client that a load needs: on two cores, what a client computes its server cannot."""
+"""The least of an HTTP client that a load needs: on two cores, what a client computes its server cannot.
+
+It reads answers of OpenAI's completions route, whoever serves them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+COMPLETIONS = "/v1/completions"
+
+
+class Server(Protocol):
+    """A service that the benchmarks drive."""
+
+    name: str
+    host: str
+    port: int
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Reply(NamedTuple):
     """A stream's answer.
 
     Attributes:
-        first_token_s: seconds from the request to the first event.
-        end_s: to the end.
+        first_token_s: seconds to the first event.
+        end_s: seconds to the end.
         text: of the only choice.
     """
 
@@ -30,29 +46,38 @@ class Client:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, body: dict[str, Any], *, path: str = COMPLETIONS) -> dict[str, Any]:
         """Ask for a completion, and return the answer.
 
         Raises:
             RuntimeError: another status than 200.
         """
-        reader = await self._post(body)
-        length = int((await _head(reader))["content-length"])
-        answer: dict[str, Any] = json.loads(await reader.readexactly(length))
+        reader, head = await self._ask(post(body, path=path))
+        answer: dict[str, Any] = json.loads(await reader.readexactly(int(head["content-length"])))
         return answer
 
-    async def stream(self, body: dict[str, Any]) -> Reply:
-        """As complete, as a stream of events."""
-        start = time.perf_counter()
-        reader = await self._post({**body, "stream": True})
-        await _head(reader)
-        first, text = 0.0, []
+    async def stream(self, body: dict[str, Any], *, since: float | None = None) -> Reply:
+        """As complete, as a stream of events.
+
+        Args:
+            since: the time of `time.perf_counter` from which the reply's seconds count; None is now.
+
+        Raises:
+            RuntimeError: another status than 200, or an event that tells of an error.
+        """
+        start = time.perf_counter() if since is None else since
+        reader, _ = await self._ask(post({**body, "stream": True}))
+        first, text, rest = 0.0, [], b""
         while size := int(await reader.readline(), 16):
             data = await reader.readexactly(size + 2)
-            first = first or time.perf_counter() - start
-            for line in data.splitlines():
+            *lines, rest = (rest + data[:-2]).split(b"\n")  # an event may go on in the next chunk
+            for line in lines:
                 if line.startswith(b"data: {"):
-                    text += [choice["text"] for choice in json.loads(line[6:])["choices"]]
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        raise RuntimeError(f"the service answered {event['error']}")
+                    first = first or time.perf_counter() - start
+                    text += [choice["text"] for choice in event["choices"]]
         await reader.readline()
         return Reply(first, time.perf_counter() - start, "".join(text))
 
@@ -70,15 +95,29 @@ class Client:
         self._writer.write(data)
         return self._reader
 
-    async def _post(self, body: dict[str, Any]) -> asyncio.StreamReader:
-        return await self.send(post(body))
+    async def _ask(self, request: bytes) -> tuple[asyncio.StreamReader, dict[str, str]]:
+        """Send a request, and read the head of its answer.
+
+        Where a server has ended the connection since the last answer, it gets a new one: llama-server does
+        so after every stream.
+        """
+        is_kept = self._writer is not None
+        try:
+            reader = await self.send(request)
+            return reader, await _head(reader)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            if not is_kept or getattr(error, "partial", None):
+                raise
+            self.close()
+        reader = await self.send(request)
+        return reader, await _head(reader)
 
 
-def post(body: dict[str, Any]) -> bytes:
+def post(body: dict[str, Any], *, path: str = COMPLETIONS) -> bytes:
     """A request for a completion."""
     content = json.dumps(body).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
@@ -89,4 +128,4 @@ async def _head(reader: asyncio.StreamReader) -> dict[str, str]:
     status, *lines = head.strip().split("\r\n")
     if status.split()[1] != "200":
         raise RuntimeError(f"the service answered {status}")
-    return {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}

@@ -6,3 +6,5 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "build" / "bench"
+PEERS = REPOSITORY / "build" / "peers"
+"""An environment in each folder, which `make peers` makes."""

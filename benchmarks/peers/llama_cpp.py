@@ -171,7 +171,7 @@ class _Request:
 
 
 def convert(checkpoint: Path, path: Path, quantization: str) -> None:
-    """Write a checkpoint as GGUF, without its tokenizer: embeddings and matrices quantized, the rest fp32."""
+    """Write a checkpoint as GGUF, with its tokenizer: embeddings and matrices quantized, the rest fp32."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -187,7 +187,7 @@ def convert(checkpoint: Path, path: Path, quantization: str) -> None:
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _add_tokenizer(writer, json.loads((checkpoint / "tokenizer.json").read_text()), config)
     kind = gguf.GGMLQuantizationType[quantization.upper()]
 
     def add(name: str, array: Any, *, is_matrix: bool = False) -> None:
@@ -215,3 +215,26 @@ def convert(checkpoint: Path, path: Path, quantization: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     partial.rename(path)
+
+
+def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    """Write a byte-level BPE, as `tokenizer.json` has it."""
+    import gguf
+
+    ids = dict(tokenizer["model"]["vocab"])
+    special = {entry["content"] for entry in tokenizer["added_tokens"] if entry["special"]}
+    ids |= {entry["content"]: entry["id"] for entry in tokenizer["added_tokens"]}
+    tokens = sorted(ids, key=lambda token: ids[token])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+    # llama.cpp refuses a BPE without merges. It never applies one of two tokens that no merge makes.
+    merges = merges or [" ".join(tokens[-3:-1])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    )
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)

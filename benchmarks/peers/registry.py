@@ -25,6 +25,7 @@ from benchmarks.peers.ctranslate2 import CTranslate2
 from benchmarks.peers.environments import is_installed
 from benchmarks.peers.generate_batch import GenerateBatch
 from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.peers.llama_server import LlamaServer
 from benchmarks.peers.openvino import OpenVino
 from benchmarks.peers.vllm import Vllm
 
@@ -155,6 +156,15 @@ BACKENDS: dict[str, Entry] = {
         cache_bytes=2,
         has_seeds=True,
         settings="a cache of fp16",
+    ),
+    "llama_server_q8_0": Entry(
+        make=partial(LlamaServer, quantization="q8_0"),
+        **LLAMA,
+        precision="int8",
+        arithmetic="int8",
+        cache_bytes=2,
+        has_seeds=True,
+        settings="64 slots over HTTP, a cache of fp16",
     ),
     "ctranslate2": Entry(
         make=partial(CTranslate2, compute_type="float32"), packages=["ctranslate2", *TORCH], is_static=True

@@ -45,6 +45,7 @@ class Remote:
     Attributes:
         load_s: seconds to make it, conversion included where it had to be converted.
         pid: of its process.
+        host, port: where one that is a service takes requests; else empty and 0.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Remote:
         )
         self.pid = self._process.pid
         try:
-            self.load_s = float(self._answer()["seconds"])
+            answer = self._answer()
         except WorkerError:
             self.close()
             raise
+        self.load_s = float(answer["seconds"])
+        self.host, self.port = str(answer["host"]), int(answer["port"])
 
     def generate(
         self,
@@ -182,21 +185,24 @@ def main(name: str, checkpoint: str, folder: str, settings: str = "{}") -> None:
 
     start = time.perf_counter()
     backend = BACKENDS[name].make(Path(checkpoint), Path(folder), **json.loads(settings))
-    answer(seconds=time.perf_counter() - start)
-    for line in sys.stdin:
-        try:
-            answer(**_handle(name, backend, json.loads(line)))
-        except Exception as error:
-            answer(error=f"{type(error).__name__}: {error}")
-    if hasattr(backend, "close"):
-        backend.close()
+    seconds = time.perf_counter() - start
+    try:
+        answer(seconds=seconds, host=getattr(backend, "host", ""), port=getattr(backend, "port", 0))
+        for line in sys.stdin:
+            try:
+                answer(**_handle(name, backend, json.loads(line)))
+            except Exception as error:
+                answer(error=f"{type(error).__name__}: {error}")
+    finally:
+        if hasattr(backend, "close"):
+            backend.close()
 
 
 def _handle(name: str, backend: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "about":
         return {"about": _about(name)}
     if request["do"] == "memory":
-        memory = memory_bytes()
+        memory = memory_bytes(getattr(backend, "pid", "self"))
         return {"memory_mb": {name: memory[name] / 1e6 for name in ("resident", "peak")}}
     if request["do"] == "margins":
         return {"margins": backend.margins(request["prompt"], request["token_ids"])}

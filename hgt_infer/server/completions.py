@@ -109,11 +109,16 @@ async def _events(
     limits: Limits,
 ) -> AsyncIterator[str]:
     """The data of each event: a choice that has grown, then the usage where it was asked for."""
-    num_tokens = 0
+    num_tokens = num_prompt_tokens = 0
     offsets: dict[int, int] = {}  # characters of each choice so far
-    with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    options = asked.stream_options
+    with_usage = options is not None and options.include_usage
+    is_continuous = options is not None and options.continuous_usage_stats
     try:
         async with aclosing(deltas):
+            if with_usage:
+                ids = await asyncio.to_thread(generator.encode, asked.prompts)
+                num_prompt_tokens = sum(map(len, ids))
             async for delta in _chain(first, deltas):
                 num_tokens += len(delta.token_ids)
                 index = delta.prompt_index * params.n + delta.sample_index
@@ -126,11 +131,13 @@ async def _events(
                 if delta.logprobs is not None:
                     logprobs = token_logprobs(generator, delta.token_ids, delta.logprobs, offset)
                 choice = _choice(index, text, logprobs, delta)
-                yield _event({**head, "choices": [choice]} | ({"usage": None} if with_usage else {}))
+                event = {**head, "choices": [choice]}
+                if with_usage:
+                    event["usage"] = _usage(num_prompt_tokens, num_tokens) if is_continuous else None
+                yield _event(event)
         usage = {"completion_tokens": num_tokens}
         if with_usage:
-            ids = await asyncio.to_thread(generator.encode, asked.prompts)
-            usage = _usage(sum(map(len, ids)), num_tokens)
+            usage = _usage(num_prompt_tokens, num_tokens)
             yield _event({**head, "choices": [], "usage": usage})
         request.state.usage = usage
         yield "data: [DONE]\n\n"

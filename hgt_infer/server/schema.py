@@ -50,6 +50,9 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(
+        False, description="with `include_usage`: every event has the usage so far (vLLM's)"
+    )
 
 
 class CompletionRequest(_Settings):  # type: ignore[misc, valid-type]

@@ -12,6 +12,7 @@ from benchmarks.cases.offline import run_offline
 from benchmarks.cases.quality import measure_quality
 from benchmarks.cases.service import run_service
 from benchmarks.measure.checkpoints import gpt2_small
+from benchmarks.measure.http_load import NUM_CLIENTS
 from benchmarks.measure.workloads import (
     tweets,
 )
@@ -36,13 +37,18 @@ def test_many_prompts_go_through_in_one_call(prepared: Path, capsys: pytest.Capt
     assert main(["offline", "--prompts", "0"]) == 2
 
 
+def test_servers_beside_the_service_have_to_be_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["service", "--small", "--beside", "nobody"]) == 2
+    assert "got nobody" in capsys.readouterr().err
+
+
 @pytest.mark.integration
 def test_the_service_is_measured_beside_the_library_and_abused(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests than clients, so that some go on with a connection."""
     requests = tweets().head(80, max_tokens=16)
-    assert len(requests.prompts) > service.NUM_CLIENTS
+    assert len(requests.prompts) > NUM_CLIENTS
     monkeypatch.setattr(service, "tweets", lambda: requests)
     result = run_service(
         prepared, name="hgt_infer_int8", num_rounds=1, abuse_s=0.5, num_abusers=50, config=CONFIG

@@ -63,6 +63,20 @@ def test_a_stream_is_the_same_in_pieces(official: Any, echo: bool) -> None:
     assert usage == whole.usage
 
 
+def test_a_stream_counts_its_tokens_as_they_come(official: Any) -> None:
+    usages = [
+        event.usage
+        for event in official.completions.create(
+            model=MODEL, prompt=["My dream", "nobody"], max_tokens=6, stream=True,
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+        )
+    ]  # fmt: skip
+    counts = [usage.completion_tokens for usage in usages]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1]
+    assert len({usage.prompt_tokens for usage in usages}) == 1
+
+
 def test_logprobs_are_the_library_s(official: Any, generator: Generator) -> None:
     settings: dict[str, Any] = {"model": MODEL, "prompt": "My dream", "max_tokens": 5, "seed": 3}
     params = SamplingParams(max_tokens=5, seed=3, logprobs=2, prompt_logprobs=2)

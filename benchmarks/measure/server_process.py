@@ -1,0 +1,64 @@
+"""A server in a process of its own, which prints its address when it takes requests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure.memory import memory_bytes
+from benchmarks.measure.paths import REPOSITORY
+
+START_TIMEOUT_S = 300.0
+_ADDRESS = re.compile(r"http://([\d.]+):(\d+)")
+
+
+class ServerProcess:
+    """See `benchmarks.measure.http_client.Server`.
+
+    Args:
+        command: prints `http://HOST:PORT` to standard output or error.
+
+    Raises:
+        RuntimeError: it ends or says nothing in START_TIMEOUT_S; the message has the end of what it printed.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        # A file, because a full pipe would stop the server. Both share its offset, which pread leaves alone.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(command, cwd=REPOSITORY, stdout=self._log, stderr=self._log)
+        end = time.monotonic() + START_TIMEOUT_S
+        while (found := _ADDRESS.search(self._printed())) is None:
+            if self._process.poll() is not None or time.monotonic() > end:
+                printed = " | ".join(self._printed().splitlines()[-3:])
+                self.close()
+                raise RuntimeError(f"{name} did not start: {printed}")
+            time.sleep(0.05)
+        self.host, self.port = found[1], int(found[2])
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def memory_mb(self) -> float:
+        """Resident."""
+        return memory_bytes(self.pid)["resident"] / 1e6
+
+    def num_files(self) -> int:
+        """Descriptors that are open."""
+        return len([*Path(f"/proc/{self.pid}/fd").iterdir()])
+
+    def close(self) -> None:
+        """End it as an operator does."""
+        self._process.terminate()
+        self._process.wait(timeout=60)
+        self._log.close()
+
+    def _printed(self) -> str:
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
