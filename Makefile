@@ -87,11 +87,16 @@ $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev,cuda]'
 	@touch $@
 
+# llama-cpp-python compiles llama.cpp's own server too, out of the same sources.
+LLAMA_SERVER := -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_TOOLS_INSTALL=ON -DLLAVA_BUILD=OFF \
+	-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_INSTALL_RPATH=$$ORIGIN/../lib
+
 # The lists are whole: what a package asks for beside them is what does not fit.
 build/peers/%/installed: benchmarks/peers/requirements/%.txt | $(PYTHON)
 	@echo "installing into build/peers/$*"
 	@$(PYTHON) -m venv --clear build/peers/$*
-	@build/peers/$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps --requirement $<
+	@CMAKE_ARGS='$(LLAMA_SERVER)' build/peers/$*/bin/python -m pip --disable-pip-version-check install -qq \
+		--no-deps --requirement $<
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)
