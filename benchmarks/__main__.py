@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,7 @@ def _run(parsed: argparse.Namespace) -> int:
     names = _installed(parsed.backends, QUICK_NAMES if parsed.quick else BACKENDS)
     if REFERENCE not in names:
         raise ValueError(f"--backends needs {REFERENCE}, which the others are compared with")
-
-    def keep(result: Any) -> None:
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-    run(names, QUICK if parsed.quick else FULL, RESULTS, keep=keep)
+    run(names, QUICK if parsed.quick else FULL, RESULTS, keep=partial(_keep, parsed.out))
     print(f"kept in {parsed.out}")
     return 0
 
@@ -91,11 +87,15 @@ def _run(parsed: argparse.Namespace) -> int:
 def _tune(parsed: argparse.Namespace) -> int:
     from benchmarks.cases.tuning import TRIED, tune
 
-    result = tune(_installed(parsed.backends, TRIED), RESULTS)
-    parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    parsed.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tune(_installed(parsed.backends, TRIED), RESULTS, keep=partial(_keep, parsed.out))
     print(f"kept in {parsed.out}")
     return 0
+
+
+def _keep(path: Path, result: Any) -> None:
+    """Write what there is of a result: a run that fails keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _installed(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:

@@ -56,7 +56,7 @@ class Plan:
     """
 
     rounds: Mapping[int, int]
-    num_tweets: int = 96
+    num_tweets: int = 64
     num_samples: int = 0
     num_offline: int = 0
     rounds_of_others: int = 5
@@ -135,16 +135,16 @@ def run(
         timings.tweets(plan.num_tweets, num_rounds=plan.rounds_of_others)
         keep(result)
         result["serving"] = _serve(sides, plan)
+        result["first_token_s"] = {
+            name: _cold_starts(name, checkpoint, folder / name, plan.num_starts)
+            for name in names
+            if plan.num_starts
+        }
+        result["bounds"].append(_bounds("after"))
         keep(result)
         if plan.num_offline:
             timings.offline(plan.num_offline, num_rounds=plan.rounds_offline)
-    result["first_token_s"] = {
-        name: _cold_starts(name, checkpoint, folder / name, plan.num_starts)
-        for name in names
-        if plan.num_starts
-    }
-    result["bounds"].append(_bounds("after"))
-    keep(result)
+            keep(result)
     return result
 
 

@@ -6,7 +6,7 @@ The fastest settings over all batches are those of `benchmarks.peers.registry`. 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,13 +62,11 @@ TRIED: dict[str, Sequence[Trial]] = {
         Trial({"scheduler": {"dynamic_split_fuse": False}}),
     ],
     "openvino_bf16": [Trial(), _openvino(KV_CACHE_PRECISION="bf16")],
-    "vllm": [
+    "vllm_bfloat16": [
         Trial(),
         Trial({"enforce_eager": True}),
-        Trial(variables={"LD_PRELOAD": LIBIOMP}),
-        SLEEPING,
+        Trial({"enforce_eager": True}, {"LD_PRELOAD": LIBIOMP}),
     ],
-    "vllm_bfloat16": [Trial(), Trial({"enforce_eager": True})],
     "ctranslate2_int8": [Trial(), SLEEPING],
     "transformers": [Trial(), Trial({"num_threads": 1}), SLEEPING],
     "transformers_compiled": [Trial(), Trial({"mode": "max-autotune-no-cudagraphs"})],
@@ -80,7 +78,14 @@ TRIED: dict[str, Sequence[Trial]] = {
 }
 
 
-def tune(names: Sequence[str], folder: Path, *, num_rounds: int = 3, config: Any = None) -> dict[str, Any]:
+def tune(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    num_rounds: int = 3,
+    config: Any = None,
+    keep: Callable[[dict[str, Any]], object] = lambda _: None,
+) -> dict[str, Any]:
     """Time every backend with all that is tried of it, in turns.
 
     Args:
@@ -88,14 +93,18 @@ def tune(names: Sequence[str], folder: Path, *, num_rounds: int = 3, config: Any
         folder: for the checkpoint of random weights and what backends make of it.
         num_rounds: of each batch, after one that is not counted.
         config: transformers' configuration of the model; None is GPT-2 124M.
+        keep: is given what there is of the result after each backend.
 
     Returns:
         The environment, and by backend and trial the tokens a second by batch, or the error.
     """
     environment = capture_environment()
     checkpoint = write_model(folder, config)
-    tried = {name: _tune(name, checkpoint, folder / name, num_rounds) for name in names}
-    return {"environment": environment, "num_rounds": num_rounds, "tried": tried}
+    result: dict[str, Any] = {"environment": environment, "num_rounds": num_rounds, "tried": {}}
+    for name in names:
+        result["tried"][name] = _tune(name, checkpoint, folder / name, num_rounds)
+        keep(result)
+    return result
 
 
 def _tune(name: str, checkpoint: Path, folder: Path, num_rounds: int) -> dict[str, Any]:
