@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measure.environment import num_physical_cores
 from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 
-NUM_CACHE_TOKENS = 32_768  # 2.4 GB in fp32; 256 sequences of 100 tokens fit
+NUM_CACHE_TOKENS = 16_384  # 1.2 GB in fp32; 256 sequences of 64 tokens fit
 MAX_BATCH_TOKENS = 1_024
 WAIT_S = 300.0
 

@@ -14,7 +14,7 @@ from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 BYTES = {"float32": 4, "bfloat16": 2}
 MAX_LENGTH = 1024
 NUM_SLOTS = 256
-CACHED_SHARE = 0.25
+CACHED_SHARE = 0.1
 """The part of the slots' longest possible sequences that the cache has room for."""
 
 
