@@ -332,7 +332,6 @@ def test_a_report_has_every_side_and_every_picture(tmp_path: Path) -> None:
     assert read_result(raw) == json.loads(json.dumps(result))
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="the docs show a result without quiet")
 def test_the_result_in_the_docs_gives_the_pages_in_the_docs(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     result = read_result(DOCS / "suite" / "result.json")
