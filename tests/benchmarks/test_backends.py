@@ -154,7 +154,7 @@ Path(sys.argv[3]).write_text(json.dumps(results))
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="build/peers/vllm is not there")
 def test_vllm_chooses_the_same_greedy_tokens_and_serves_requests_by_steps(
     byte_checkpoint: Path, theirs: Transformers, tmp_path: Path

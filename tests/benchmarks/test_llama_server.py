@@ -47,7 +47,7 @@ def test_gguf_has_the_tokenizer(folder: Path) -> None:
     assert fields["tokenizer.ggml.eos_token_id"].contents() == CONFIG.eos_token_id
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_llama_server_has_the_tokenizer_s_ids(server: Remote) -> None:
     texts = {*tweets().prompts, "My dream, it's 12 o'clock", "naïve  café\n\n\tx", " 😀"}
     tokenizer = byte_tokenizer(CONFIG.vocab_size)
@@ -61,7 +61,7 @@ def test_llama_server_has_the_tokenizer_s_ids(server: Remote) -> None:
     assert asyncio.run(ask()) == {text: tokenizer.encode(text).ids for text in texts}
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_llama_server_generates_and_serves_whole_lengths(server: Remote) -> None:
     workload = tweets().head(70, max_tokens=6)  # more than it has slots
     assert [*map(len, server.generate(workload))] == [*workload.lengths]
@@ -76,7 +76,7 @@ def test_llama_server_generates_and_serves_whole_lengths(server: Remote) -> None
     assert server.memory_mb()["resident"] > 10
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_servers_are_compared(server: Remote, folder: Path) -> None:
     workload = tweets().head(70, max_tokens=6)
     results = compare_servers([server], workload, folder / "guidellm", num_rounds=1, rates=[200.0])

@@ -170,7 +170,7 @@ def sides_or_skip(folder: Path, *names: str) -> Iterator[dict[str, Remote]]:
         }
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exact", "other"),
     [("llama_cpp", "llama_cpp_q8_0"), ("openvino_f32", "openvino_int8")],
@@ -192,7 +192,7 @@ def test_peers_that_refill_choose_the_reference_s_tokens(tmp_path: Path, exact: 
             assert all(0 < times.first_token_s <= times.end_s for times in served)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_generate_batch_chooses_the_reference_s_tokens(tmp_path: Path) -> None:
     for sides in sides_or_skip(tmp_path, "transformers_generate_batch"):
         assert check(sides)["transformers_generate_batch"]["share"] == 1
