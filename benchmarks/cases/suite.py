@@ -75,7 +75,7 @@ FULL = Plan(
     has_long_prompts=True,
 )
 QUICK_NAMES = ("hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "transformers")
-QUICK = Plan(rounds={1: 10, 16: 5}, rounds_of_others=3)
+QUICK = Plan(rounds={1: 5, 16: 3}, num_tweets=32, rounds_of_others=2)
 
 
 def run(
