@@ -27,6 +27,7 @@ from benchmarks.measure.http_load import MODEL, closed_loop, open_loop
 from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets
 from benchmarks.peers import guidellm
+from benchmarks.peers.environments import is_installed
 from benchmarks.peers.registry import BACKENDS, MAX_SLOTS
 from benchmarks.peers.worker import Remote
 
@@ -149,7 +150,7 @@ def compare_servers(
         arriving = {server.name: partial(_arrive, server, workload, rate) for server in servers}
         for name, rounds in take_turns(arriving, num_rounds=num_rounds).items():
             results[name]["open_loop"].append(_load([*chain(*rounds)], rate))
-    for maybe_rate in (None, *rates) if guidellm.is_installed() else ():
+    for maybe_rate in (None, *rates) if is_installed(guidellm.ENVIRONMENT, ()) else ():
         asked = {
             server.name: partial(
                 guidellm.run_guidellm, server, workload, folder / server.name, requests_per_s=maybe_rate

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.cases.throughput import PIPELINE, REFERENCE, STATIC_BATCH_SIZE, Timings
 from benchmarks.measure.bounds import measure_bounds
 from benchmarks.measure.checkpoints import write_model
-from benchmarks.measure.comparison import Spread, percentiles
+from benchmarks.measure.comparison import Spread, is_ours, percentiles
 from benchmarks.measure.environment import capture_environment, num_physical_cores
 from benchmarks.measure.quiet import wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, one_prompt, random_prompts, tweets
@@ -53,6 +53,7 @@ class Plan:
         rounds_offline: of the many requests.
         num_starts: fresh processes of each cold start.
         rates: requests a second that arrive by chance.
+        has_long_prompts: whether prefill is timed.
     """
 
     rounds: Mapping[int, int]
@@ -156,7 +157,7 @@ def _bounds(when: str) -> dict[str, Any]:
 def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
     """Let a backend convert the checkpoint, so that no conversion is in its memory or its time."""
     model = folder / name / "model"
-    if name.startswith("hgt_infer"):
+    if is_ours(name):
         shutil.rmtree(model, ignore_errors=True)  # of another version of the exporter
     _say(f"{name}: preparing")
     Remote(name, checkpoint, folder / name).close()

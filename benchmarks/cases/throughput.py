@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
-from benchmarks.measure.comparison import Spread, take_turns
+from benchmarks.measure.comparison import Spread, backend_of, is_ours, take_turns
 from benchmarks.measure.quiet import take_quiet_turns
 from benchmarks.measure.workloads import (
     MixedWorkload,
@@ -42,18 +42,13 @@ def fast_enough(case: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """The names whose tokens a second in a case are a fourth of the best or more, and the reference."""
     rates = {
         name: max(
-            (spread["median"] for way, spread in case["tokens_per_s"].items() if name_of(way) == name),
+            (spread["median"] for way, spread in case["tokens_per_s"].items() if backend_of(way) == name),
             default=0.0,
         )
         for name in names
     }
     least = max(rates.values()) / FAR_BEHIND
     return [name for name, rate in rates.items() if rate >= least or name == REFERENCE]
-
-
-def name_of(way: str) -> str:
-    """The backend of a way to run it: "transformers, batches of 64" is transformers."""
-    return way.split(",")[0]
 
 
 class Timings:
@@ -153,7 +148,7 @@ class Timings:
         print(f"{case} {size}: {num_rounds} rounds of {len(timers)} sides", file=sys.stderr, flush=True)
         take_turns(timers, num_rounds=num_warmups)
         seconds, disturbed = take_quiet_turns(
-            timers, num_rounds=num_rounds, pids=lambda way: [self._sides[name_of(way)].pid]
+            timers, num_rounds=num_rounds, pids=lambda way: [self._sides[backend_of(way)].pid]
         )
         self.cases.append({"case": case, **about, "num_tokens": num_tokens, **_rates(seconds, num_tokens)})
         self.cases[-1]["disturbed"] = disturbed
@@ -164,8 +159,8 @@ def _rates(seconds: Mapping[str, Sequence[float]], num_tokens: int) -> dict[str,
 
     Where the reference did not take part, the fastest peer stands in for it.
     """
-    peers = [way for way in seconds if not way.startswith("hgt_infer")]
-    compared = [way for way in seconds if name_of(way) == REFERENCE] or peers or [*seconds]
+    peers = [way for way in seconds if not is_ours(way)]
+    compared = [way for way in seconds if backend_of(way) == REFERENCE] or peers or [*seconds]
     best = min(compared, key=lambda way: statistics.median(seconds[way]))
     return {
         "seconds": seconds,

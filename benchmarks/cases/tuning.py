@@ -16,9 +16,8 @@ from typing import Any
 from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, take_turns
 from benchmarks.measure.environment import capture_environment
+from benchmarks.measure.paths import PEERS
 from benchmarks.measure.workloads import random_prompts
-from benchmarks.peers.environments import ENVIRONMENTS
-from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote, WorkerError
 
 BATCH_SIZES = (1, 16, 64)
@@ -42,7 +41,7 @@ def _openvino(**properties: Any) -> Trial:
     return Trial({"properties": properties})
 
 
-LIBIOMP = str(ENVIRONMENTS / "vllm" / "lib" / "libiomp5.so")
+LIBIOMP = str(PEERS / "vllm" / "lib" / "libiomp5.so")
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 SLEEPING = Trial(variables={"OMP_WAIT_POLICY": "passive"})
 TRIED: dict[str, Sequence[Trial]] = {
@@ -122,7 +121,7 @@ def _tune(name: str, checkpoint: Path, folder: Path, num_rounds: int) -> dict[st
                 results[str(trial)] = {}
             except WorkerError as error:
                 results[str(trial)] = {"error": str(error)}
-        for batch_size in BATCH_SIZES if BACKENDS[name].is_installed else ():
+        for batch_size in BATCH_SIZES:
             workload = random_prompts(batch_size)
             for trial_name, side in [*sides.items()]:
                 try:

@@ -150,3 +150,17 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     """The first place where two differ; the end of the shorter one counts."""
     return next((step for step, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def backend_of(way: str) -> str:
+    """Return the backend of a way to run a case.
+
+    >>> backend_of("transformers, batches of 64")
+    'transformers'
+    """
+    return way.split(",")[0]
+
+
+def is_ours(way: str) -> bool:
+    """Whether it is a way of hgt_infer, in whatever precision."""
+    return way.startswith("hgt_infer")

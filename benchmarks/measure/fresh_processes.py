@@ -25,25 +25,9 @@ generator.close()
 """
 """Arguments: an artifact and a device."""
 
-TRANSFORMERS_FIRST_TOKEN = """
-import json, sys, time
-start = time.perf_counter()
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-imported = time.perf_counter()
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-loaded = time.perf_counter()
-with torch.inference_mode():
-    model.generate(**tokenizer("abcd", return_tensors="pt"), max_new_tokens=1, pad_token_id=0)
-end = time.perf_counter()
-print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "generate_s": end - loaded}))
-"""
-"""Arguments: a checkpoint."""
-
 
 def first_token_s(times: dict[str, float]) -> float:
-    """Seconds from the first import to the first token, of what either code above prints."""
+    """Seconds from the first import to the first token, of what the code above prints."""
     return times["import_s"] + times["load_s"] + times["generate_s"]
 
 

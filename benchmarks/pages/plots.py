@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.pages.standing import is_ours
+from benchmarks.measure.comparison import is_ours
 
 # Okabe & Ito's colours, which the colour-blind tell apart.
 OURS = ("#0072B2", "#D55E00", "#56B4E9")

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.measure.comparison import is_ours
 from benchmarks.pages.blocks import Block, Items, Table, Text
-from benchmarks.pages.standing import Result, case_label, is_ours
+from benchmarks.pages.standing import Result, case_label
 
 FLOOR = 0.03
 """A change of less than this share of the old median is none, however small the noise of both files is."""

@@ -88,7 +88,8 @@ def _write_pictures(result: Result, folder: Path) -> list[Block]:
     of_fixed = {name: styles[name] for name in sides}
     draw_throughput(folder / "throughput.png", fixed, of_fixed)
     draw_latency(folder / "latency.png", fixed, of_fixed)
-    draw_first_tokens(folder / "first_tokens.png", result["serving"], styles)
+    if result["serving"]:
+        draw_first_tokens(folder / "first_tokens.png", result["serving"], styles)
     draw_agreement(folder / "agreement.png", fixed, result["agreement"], of_fixed)
     (folder / RAW).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return list(sections.page(result))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from benchmarks.measure.bounds import cache_bytes_per_token, step_bytes
+from benchmarks.measure.bounds import best_bounds, cache_bytes_per_token, step_bytes
+from benchmarks.measure.comparison import backend_of
 from benchmarks.measure.workloads import PROMPT_LENGTH
 from benchmarks.pages.blocks import Block, Heading, Items, Picture, Table, Text
 from benchmarks.pages.standing import (
@@ -14,7 +14,6 @@ from benchmarks.pages.standing import (
     Category,
     Result,
     Standing,
-    backend_of,
     case_label,
     categories_of,
     fastest_way,
@@ -136,7 +135,7 @@ def fixed_lengths(result: Result) -> Iterator[Block]:
 
 def bounds(result: Result) -> Iterator[Block]:
     fixed, readings = _fixed(result), result["bounds"]
-    best = best_bounds(readings)
+    best = best_bounds([{key: reading[key] for key in READINGS} for reading in readings])
     yield Heading("How near the machine's bound")
     yield Text(
         f"The machine's rates, measured with {result['environment']['physical_cores']} threads; the best of "
@@ -181,6 +180,8 @@ def other_workloads(result: Result) -> Iterator[Block]:
 
 
 def arrivals(result: Result) -> Iterator[Block]:
+    if not result["serving"]:
+        return
     yield Heading("Requests that arrive by chance")
     yield Text(
         "Open loop: requests as long as tweets arrive as a Poisson process, whether earlier ones are done or "
@@ -291,11 +292,6 @@ def quietness(result: Result) -> Iterator[Block]:
                 if num_repeated or num_kept
             ],
         )
-
-
-def best_bounds(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the largest rate of each kind over all readings."""
-    return {key: max(reading[key] for reading in readings) for key in READINGS}
 
 
 def _fixed(result: Result) -> list[Result]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure.comparison import Spread
+from benchmarks.measure.comparison import Spread, backend_of, is_ours
 
 Result = Mapping[str, Any]
 
@@ -75,19 +75,6 @@ class Standing:
 def categories_of(result: Result) -> list[Category]:
     """Return the categories that our side took part in."""
     return [category for category in CATEGORIES if category.ours in result["backends"]]
-
-
-def is_ours(way: str) -> bool:
-    return way.startswith("hgt_infer")
-
-
-def backend_of(way: str) -> str:
-    """Return the backend's name.
-
-    >>> backend_of("transformers, batches of 16")
-    'transformers'
-    """
-    return way.split(",")[0]
 
 
 def case_label(case: Result) -> str:

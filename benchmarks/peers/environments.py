@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.measure.paths import REPOSITORY
-
-ENVIRONMENTS = REPOSITORY / "build" / "peers"
+from benchmarks.measure.paths import PEERS
 
 
 def python_of(environment: str) -> Path:
     """Return the interpreter of a peer's environment; "" names the environment of this process."""
-    return ENVIRONMENTS / environment / "bin" / "python" if environment else Path(sys.executable)
+    return PEERS / environment / "bin" / "python" if environment else Path(sys.executable)
 
 
 def is_installed(environment: str, packages: Sequence[str]) -> bool:
     """Whether an environment was made; in that of this process, whether it has the packages."""
     if environment:
-        return (ENVIRONMENTS / environment / "installed").exists()
+        return (PEERS / environment / "installed").exists()
     return all(find_spec(package) for package in packages)

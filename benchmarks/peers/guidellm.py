@@ -14,18 +14,14 @@ from typing import Any
 
 from benchmarks.measure.http_client import COMPLETIONS, Server
 from benchmarks.measure.http_load import MODEL, NUM_CLIENTS
-from benchmarks.measure.paths import PEERS
 from benchmarks.measure.workloads import MixedWorkload
+from benchmarks.peers.environments import python_of
 
-PROGRAM = PEERS / "clients" / "bin" / "guidellm"
+ENVIRONMENT = "clients"
+PROGRAM = python_of(ENVIRONMENT).with_name("guidellm")
 TIMEOUT_S = 1_800.0
 # One process: more of them take the cores from the server on the same machine.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GUIDELLM__MAX_WORKER_PROCESSES": "1"}
-
-
-def is_installed() -> bool:
-    """Whether `make peers` has been here."""
-    return PROGRAM.is_file()
 
 
 def run_guidellm(

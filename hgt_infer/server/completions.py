@@ -113,12 +113,11 @@ async def _events(
     offsets: dict[int, int] = {}  # characters of each choice so far
     options = asked.stream_options
     with_usage = options is not None and options.include_usage
-    is_continuous = options is not None and options.continuous_usage_stats
+    is_continuous = options is not None and with_usage and options.continuous_usage_stats
     try:
         async with aclosing(deltas):
-            if with_usage:
-                ids = await asyncio.to_thread(generator.encode, asked.prompts)
-                num_prompt_tokens = sum(map(len, ids))
+            if is_continuous:
+                num_prompt_tokens = await _count_prompt_tokens(generator, asked)
             async for delta in _chain(first, deltas):
                 num_tokens += len(delta.token_ids)
                 index = delta.prompt_index * params.n + delta.sample_index
@@ -137,12 +136,18 @@ async def _events(
                 yield _event(event)
         usage = {"completion_tokens": num_tokens}
         if with_usage:
+            if not is_continuous:  # counted here, so that no first event waits for it
+                num_prompt_tokens = await _count_prompt_tokens(generator, asked)
             usage = _usage(num_prompt_tokens, num_tokens)
             yield _event({**head, "choices": [], "usage": usage})
         request.state.usage = usage
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status has been sent: an event has to tell
         yield _event(as_request_error(error, limits).detail())
+
+
+async def _count_prompt_tokens(generator: Generator, asked: CompletionRequest) -> int:
+    return sum(map(len, await asyncio.to_thread(generator.encode, asked.prompts)))
 
 
 async def _chain(first: Delta, rest: AsyncIterator[Delta]) -> AsyncIterator[Delta]:

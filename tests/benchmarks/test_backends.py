@@ -28,6 +28,7 @@ from benchmarks.peers.backends import (
     Transformers,
     check_greedy,
 )
+from benchmarks.peers.environments import python_of
 from hgt_infer.export import export_checkpoint
 
 
@@ -126,7 +127,7 @@ def test_gate_names_the_first_difference() -> None:
         check_greedy(FakeBackend("a", [0.0], 1, []), Different("b", [0.0], 1, []), TINY)
 
 
-VLLM_PYTHON = REPOSITORY / "build" / "peers" / "vllm" / "bin" / "python"
+VLLM_PYTHON = python_of("vllm")
 VLLM_SCRIPT = """
 import json, sys
 from dataclasses import replace

@@ -24,7 +24,7 @@ from benchmarks.measure.http_client import Client
 from benchmarks.measure.http_load import bodies_of, closed_loop, open_loop
 from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import tweets
-from benchmarks.peers import guidellm
+from benchmarks.peers import environments
 from hgt_infer import Generator
 
 EVENTS = [
@@ -158,7 +158,7 @@ def test_requests_arrive_at_their_times_and_count_from_then(service: At) -> None
 def test_servers_take_turns_and_get_the_same_rates(
     service: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guidellm, "PROGRAM", tmp_path / "none")
+    monkeypatch.setattr(environments, "PEERS", tmp_path / "none")
     workload = tweets().head(8, max_tokens=4)
     servers = [replace(service, name=name) for name in ("a", "b")]
     results = compare_servers(servers, workload, tmp_path, num_rounds=2)

@@ -14,6 +14,7 @@ from benchmarks.measure.checkpoints import END_OF_TEXT, byte_tokenizer, gpt2_sma
 from benchmarks.measure.http_client import Client
 from benchmarks.measure.workloads import one_prompt, tweets
 from benchmarks.peers import guidellm
+from benchmarks.peers.environments import is_installed
 from benchmarks.peers.llama_cpp import convert
 from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote
@@ -84,7 +85,7 @@ def test_servers_are_compared(server: Remote, folder: Path) -> None:
     assert set(result["closed_loop"]) == {"whole", "streams"}
     [load] = result["open_loop"]
     assert load["num_requests"] == 70
-    if not guidellm.is_installed():
+    if not is_installed(guidellm.ENVIRONMENT, ()):
         pytest.skip("GuideLLM is not installed: `make peers`")
     assert [asked["requests_per_s"] for asked in result["guidellm"]] == [None, 200.0]
     for asked in result["guidellm"]:

@@ -332,6 +332,13 @@ def test_a_report_has_every_side_and_every_picture(tmp_path: Path) -> None:
     assert read_result(raw) == json.loads(json.dumps(result))
 
 
+def test_a_short_run_has_no_section_of_what_it_left_out(result: dict[str, Any], tmp_path: Path) -> None:
+    result |= {"serving": [], "first_token_s": {}}
+    markdown, *_ = write_report(result, tmp_path / "pages")
+    assert "arrive by chance" not in markdown.read_text()
+    assert not (tmp_path / "pages" / "first_tokens.png").exists()
+
+
 def test_the_result_in_the_docs_gives_the_pages_in_the_docs(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     result = read_result(DOCS / "suite" / "result.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,7 @@ def test_a_backend_that_fails_is_named_with_what_it_printed(tmp_path: Path) -> N
     side.close()
 
 
+@contextmanager
 def sides_or_skip(folder: Path, *names: str) -> Iterator[dict[str, Remote]]:
     if missing := [name for name in names if not BACKENDS[name].is_installed]:
         pytest.skip(f"make peers has not made the environment of {', '.join(missing)}")
@@ -176,7 +177,7 @@ def sides_or_skip(folder: Path, *names: str) -> Iterator[dict[str, Remote]]:
     [("llama_cpp", "llama_cpp_q8_0"), ("openvino_f32", "openvino_int8")],
 )
 def test_peers_that_refill_choose_the_reference_s_tokens(tmp_path: Path, exact: str, other: str) -> None:
-    for sides in sides_or_skip(tmp_path, exact, other):
+    with sides_or_skip(tmp_path, exact, other) as sides:
         agreement = check(sides)
         assert agreement[exact]["share"] == 1
         assert agreement[other]["share"] > 0.5
@@ -194,7 +195,7 @@ def test_peers_that_refill_choose_the_reference_s_tokens(tmp_path: Path, exact: 
 
 @pytest.mark.slow
 def test_generate_batch_chooses_the_reference_s_tokens(tmp_path: Path) -> None:
-    for sides in sides_or_skip(tmp_path, "transformers_generate_batch"):
+    with sides_or_skip(tmp_path, "transformers_generate_batch") as sides:
         assert check(sides)["transformers_generate_batch"]["share"] == 1
         side = sides["transformers_generate_batch"]
         assert [*map(len, side.generate(tweets().part(0, 20)))] == [*tweets().lengths[:20]]
@@ -254,7 +255,7 @@ def test_backends_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_peer_is_installed_where_its_environment_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr(environments, "PEERS", tmp_path)
     assert not BACKENDS["openvino_int8"].is_installed
     assert main(["run", "--backends", "transformers", "openvino_int8"]) == 2
     assert "not installed (`make peers` makes their environments): openvino_int8" in capsys.readouterr().err
