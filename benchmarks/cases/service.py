@@ -24,6 +24,7 @@ from benchmarks.measure.comparison import Spread, percentiles, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.http_client import Client, Reply, Server, post
 from benchmarks.measure.http_load import MODEL, closed_loop, open_loop
+from benchmarks.measure.quiet import wait_for_quiet
 from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets
 from benchmarks.peers import guidellm
@@ -237,6 +238,7 @@ def run_service(
     config: Any = None,
     beside: Sequence[str] = (),
     rates: Sequence[float] = (),
+    wait: Callable[[], dict[str, Any]] = wait_for_quiet,
 ) -> dict[str, Any]:
     """Measure everything of one backend, on GPT-2 124M of random weights or the config's model.
 
@@ -248,6 +250,7 @@ def run_service(
         config: see `write_model`.
         beside: backends that are services: `servers` of the result compares them with this one.
         rates: see `compare_servers`.
+        wait: waits until the machine is quiet, and returns what it found.
 
     Raises:
         ValueError: one of `beside` is no service.
@@ -262,10 +265,12 @@ def run_service(
         service = stack.enter_context(
             closing(Service(folder / name / "model", BACKENDS[name].precision, name=name))
         )
+        quiet = wait()
         overhead = measure_overhead(service, lambda: side.seconds(workload), workload, num_rounds=num_rounds)
         capacity = len(workload.prompts) / statistics.median(overhead["service, streams"]["seconds"])
         result = {
             "environment": environment,
+            "quiet": quiet,
             "backend": name,
             "overhead": overhead,
             "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},

@@ -9,16 +9,18 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.throughput import PIPELINE, REFERENCE, STATIC_BATCH_SIZE, Timings
+from benchmarks.cases.throughput import OFFLINE, PIPELINE, REFERENCE, SMALL_BATCH, STATIC_BATCH_SIZE, Timings
 from benchmarks.measure.bounds import measure_bounds
 from benchmarks.measure.checkpoints import write_model
-from benchmarks.measure.comparison import Spread, is_ours, percentiles
+from benchmarks.measure.comparison import Spread, is_ours, percentiles, take_turns
 from benchmarks.measure.environment import capture_environment, num_physical_cores
 from benchmarks.measure.quiet import wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, one_prompt, random_prompts, tweets
@@ -38,6 +40,9 @@ SERVED = (
     "ctranslate2_int8", "transformers",
 )  # fmt: skip
 """Backends that a service can be made of; llama.cpp is its own."""
+APART = ("vllm", "transformers_compiled", "transformers_pipeline", "optimum")
+"""Backends that take turns with our sides and the reference alone, since 24 GB do not hold all processes.
+Each is slower than another backend of the same library."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +117,19 @@ def run(
         "bounds": [_bounds("before")],
         "model": {key: sizes[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")},
         "reference": REFERENCE,
+        "backends": {},
+        "agreement": {},
+        "apart": [],
     }
-    with ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(closing(Remote(name, checkpoint, folder / name))) for name in names
-        }
-        result["agreement"] = check(sides)
-        result["backends"] = {
-            name: _about(name, side, folder / name / "model") for name, side in sides.items()
-        }
+    apart = [name for name in names if name in APART]
+    with _open([name for name in names if name not in apart], checkpoint, folder) as sides:
+        _describe(sides, folder, result)
         timings = Timings(sides)
         result["cases"] = timings.cases
         for batch_size, num_rounds in plan.rounds.items():
             timings.fixed_lengths(batch_size, num_rounds=num_rounds)
             keep(result)
-        for name, side in sides.items():
-            result["backends"][name]["memory_mb"] = side.memory_mb()
+        _weigh(sides, result)
         result["bounds"].append(_bounds("between"))
         if plan.num_samples:
             timings.samples(plan.num_samples, num_rounds=plan.rounds_of_others)
@@ -136,17 +138,38 @@ def run(
         timings.tweets(plan.num_tweets, num_rounds=plan.rounds_of_others)
         keep(result)
         result["serving"] = _serve(sides, plan)
-        result["first_token_s"] = {
-            name: _cold_starts(name, checkpoint, folder / name, plan.num_starts)
-            for name in names
-            if plan.num_starts
-        }
-        result["bounds"].append(_bounds("after"))
-        keep(result)
-        if plan.num_offline:
+    if apart:
+        beside = [name for name in names if name == REFERENCE or is_ours(name)]
+        with _open([*beside, *apart], checkpoint, folder) as sides:
+            _describe(sides, folder, result)
+            timings = Timings(sides)
+            result["apart"] = timings.cases
+            for batch_size, num_rounds in plan.rounds.items():
+                if batch_size <= SMALL_BATCH:
+                    timings.fixed_lengths(batch_size, num_rounds=num_rounds)
+                    keep(result)
+            _weigh(sides, result)
+    result["first_token_s"] = {
+        name: _cold_starts(name, checkpoint, folder / name, plan.num_starts)
+        for name in names
+        if plan.num_starts
+    }
+    result["bounds"].append(_bounds("after"))
+    keep(result)
+    if plan.num_offline:
+        with _open([name for name in OFFLINE if name in names], checkpoint, folder) as sides:
+            timings = Timings(sides)
             timings.offline(plan.num_offline, num_rounds=plan.rounds_offline)
-            keep(result)
+        result["cases"] += timings.cases
+        keep(result)
     return result
+
+
+@contextmanager
+def _open(names: Sequence[str], checkpoint: Path, folder: Path) -> Iterator[dict[str, Remote]]:
+    """Start the processes of some backends, and end them."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(closing(Remote(name, checkpoint, folder / name))) for name in names}
 
 
 def _bounds(when: str) -> dict[str, Any]:
@@ -161,6 +184,19 @@ def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(model, ignore_errors=True)  # of another version of the exporter
     _say(f"{name}: preparing")
     Remote(name, checkpoint, folder / name).close()
+
+
+def _describe(sides: Mapping[str, Remote], folder: Path, result: dict[str, Any]) -> None:
+    """Check the tokens of the sides that are not in the result yet, and tell what they are."""
+    new = {name: side for name, side in sides.items() if name not in result["backends"]}
+    result["agreement"] |= check({REFERENCE: sides[REFERENCE], **new})
+    result["backends"] |= {name: _about(name, side, folder / name / "model") for name, side in new.items()}
+
+
+def _weigh(sides: Mapping[str, Remote], result: dict[str, Any]) -> None:
+    """Read the memory of the sides that have none in the result yet."""
+    for name, side in sides.items():
+        result["backends"][name].setdefault("memory_mb", side.memory_mb())
 
 
 def _about(name: str, side: Remote, model: Path) -> dict[str, Any]:
@@ -229,19 +265,22 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
 def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
     """Requests that arrive by chance, at several rates; who cannot keep up falls ever further behind."""
     results = []
+    names = [name for name in SERVED if name in sides]
     for rate in plan.rates:
         requests = next(tweets().batches(min(plan.num_tweets, math.ceil(rate * SERVED_SECONDS))))
         at = arrivals(requests, rate=rate)
-        for name in SERVED:
-            if name not in sides:
-                continue
-            _say(f"serving {rate:g} requests a second: {name}")
-            served = sides[name].serve(requests, at, batch_size=STATIC_BATCH_SIZE)
+        _say(f"serving {rate:g} requests a second: {plan.rounds_of_others} rounds of {len(names)} sides")
+        serving = {
+            name: partial(sides[name].serve, requests, at, batch_size=STATIC_BATCH_SIZE) for name in names
+        }
+        for name, rounds in take_turns(serving, num_rounds=plan.rounds_of_others).items():
+            served = [*chain(*rounds)]
             first = [times.first_token_s for times in served]
             results.append(
                 {
                     "backend": name,
                     "rate": rate,
+                    "num_rounds": len(rounds),
                     "num_requests": len(served),
                     "first_token_s": percentiles(first),
                     "end_s": percentiles([times.end_s for times in served]),

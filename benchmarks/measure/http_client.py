@@ -39,10 +39,16 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """One connection, which is kept."""
+    """One connection, which is kept.
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    Args:
+        host, port: of the server.
+        reconnects: whether a request is sent once more, on a new connection, where the server ended the
+            kept one without an answer. llama-server ends it after every stream.
+    """
+
+    def __init__(self, host: str, port: int, *, reconnects: bool = False) -> None:
+        self.host, self.port, self._reconnects = host, port, reconnects
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -96,17 +102,13 @@ class Client:
         return self._reader
 
     async def _ask(self, request: bytes) -> tuple[asyncio.StreamReader, dict[str, str]]:
-        """Send a request, and read the head of its answer.
-
-        Where a server has ended the connection since the last answer, it gets a new one: llama-server does
-        so after every stream.
-        """
-        is_kept = self._writer is not None
+        """Send a request, and read the head of its answer."""
+        may_reconnect = self._reconnects and self._writer is not None
         try:
             reader = await self.send(request)
             return reader, await _head(reader)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            if not is_kept or getattr(error, "partial", None):
+            if not may_reconnect or getattr(error, "partial", None):
                 raise
             self.close()
         reader = await self.send(request)

@@ -37,7 +37,7 @@ async def closed_loop(
     bodies = iter(bodies_of(workload))
 
     async def client() -> None:
-        with closing(Client(server.host, server.port)) as connection:
+        with closing(Client(server.host, server.port, reconnects=True)) as connection:
             for body in bodies:
                 await ask(connection, body)
 

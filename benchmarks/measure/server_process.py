@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from benchmarks.measure.memory import memory_bytes
 from benchmarks.measure.paths import REPOSITORY
 
 START_TIMEOUT_S = 300.0
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _ADDRESS = re.compile(r"http://([\d.]+):(\d+)")
 
 
@@ -31,7 +35,9 @@ class ServerProcess:
         self.name = name
         # A file, because a full pipe would stop the server. Both share its offset, which pread leaves alone.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(command, cwd=REPOSITORY, stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=self._log, stderr=self._log, preexec_fn=_end_with_parent
+        )
         end = time.monotonic() + START_TIMEOUT_S
         while (found := _ADDRESS.search(self._printed())) is None:
             if self._process.poll() is not None or time.monotonic() > end:
@@ -62,3 +68,9 @@ class ServerProcess:
 
     def _printed(self) -> str:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -13,8 +13,8 @@ from benchmarks.pages.standing import Result, categories_of, standings, telling_
 
 RAW = "result.json"
 KEYS = (
-    *("environment", "quiet", "bounds", "model", "reference", "backends", "agreement", "cases", "serving"),
-    "first_token_s",
+    *("environment", "quiet", "bounds", "model", "reference", "backends", "agreement", "cases", "apart"),
+    *("serving", "first_token_s"),
 )
 BACKEND_KEYS = (
     *("precision", "arithmetic", "cache_bytes", "environment", "versions", "settings", "weights_mb"),
@@ -36,7 +36,7 @@ def read_result(path: Path) -> Result:
         _check_keys("it", result, KEYS)
         for name, backend in result["backends"].items():
             _check_keys(f"backend {name}", backend, BACKEND_KEYS)
-        for number, case in enumerate(result["cases"]):
+        for number, case in enumerate([*result["cases"], *result["apart"]]):
             _check_keys(f"case {number}", case, CASE_KEYS)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no result of this `python -m benchmarks run`: {error}") from error

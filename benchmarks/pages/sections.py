@@ -112,25 +112,43 @@ def strongest_peers(result: Result) -> Iterator[Block]:
 def fixed_lengths(result: Result) -> Iterator[Block]:
     fixed, reference = _fixed(result), result["reference"]
     yield Heading("Tokens a second, fixed lengths")
-    yield Table(
-        ["sequences at once", *_sizes(fixed)],
-        [[name, *(_spread(case["tokens_per_s"].get(name)) for case in fixed)] for name in result["backends"]],
-    )
+    yield _rates(result, fixed)
     yield Picture("throughput.png", "Tokens a second against the batch")
     yield Text(
         f"The picture shows our sides, {reference} and the peers that come nearest to the fastest one; our "
         "sides and the strongest peers of most cases are drawn alike, all others in grey. Times as fast as "
         f"{reference}, in the same rounds:"
     )
-    yield Table(
+    yield _ratios(result, fixed)
+    yield Picture("latency.png", "Milliseconds a step against tokens a second")
+    if result["apart"]:
+        yield Text(
+            "The backends of the next two tables take turns with our sides and the reference alone, because "
+            f"memory does not hold all processes at once. Tokens a second, and times as fast as {reference}:"
+        )
+        yield _rates(result, result["apart"])
+        yield _ratios(result, result["apart"])
+
+
+def _rates(result: Result, fixed: Sequence[Result]) -> Table:
+    return Table(
+        ["sequences at once", *_sizes(fixed)],
+        [
+            [name, *(_spread(case["tokens_per_s"].get(name)) for case in fixed)]
+            for name in _names(result, fixed)
+        ],
+    )
+
+
+def _ratios(result: Result, fixed: Sequence[Result]) -> Table:
+    return Table(
         ["sequences at once", *_sizes(fixed)],
         [
             [name, *(_spread(case["ratio"].get(name), digits=2) for case in fixed)]
-            for name in result["backends"]
-            if name != reference
+            for name in _names(result, fixed)
+            if name != result["reference"]
         ],
     )
-    yield Picture("latency.png", "Milliseconds a step against tokens a second")
 
 
 def bounds(result: Result) -> Iterator[Block]:
@@ -155,7 +173,7 @@ def bounds(result: Result) -> Iterator[Block]:
     )
     yield Table(
         ["sequences at once", *_sizes(fixed)],
-        [[name, *(_of_bound(result, case, name, best) for case in fixed)] for name in result["backends"]],
+        [[name, *(_of_bound(result, case, name, best) for case in fixed)] for name in _names(result, fixed)],
     )
 
 
@@ -186,7 +204,7 @@ def arrivals(result: Result) -> Iterator[Block]:
     yield Text(
         "Open loop: requests as long as tweets arrive as a Poisson process, whether earlier ones are done or "
         "not. Goodput is the share whose first token came within 0.5 s. A static batch shows nothing before "
-        "it ends."
+        f"it ends. Percentiles are over the requests of all {result['serving'][0]['num_rounds']} rounds."
     )
     yield Table(
         ["", "requests a second", "first token p50 / p90 / p99 (s)", "whole text p50 / p99 (s)", "goodput"],
@@ -277,7 +295,11 @@ def quietness(result: Result) -> Iterator[Block]:
     yield Heading("How quiet the machine was")
     end = "then the machine was quiet" if quiet["is_quiet"] else "in vain: the machine was not quiet"
     yield Text(f"Load at the start: {quiet['load']:.2f}. The run waited {quiet['waited_s']:,.0f} s, {end}.")
-    counts = [(case, way, *_disturbed(case, way)) for case in result["cases"] for way in case["disturbed"]]
+    counts = [
+        (case, way, *_disturbed(case, way))
+        for case in (*result["cases"], *result["apart"])
+        for way in case["disturbed"]
+    ]
     repeated, kept = (sum(count[place] for count in counts) for place in (2, 3))
     yield Text(
         f"Timings that were repeated because others took processor time in them: {repeated}. Timings that "
@@ -296,6 +318,11 @@ def quietness(result: Result) -> Iterator[Block]:
 
 def _fixed(result: Result) -> list[Result]:
     return [case for case in result["cases"] if case["case"] == "fixed"]
+
+
+def _names(result: Result, cases: Sequence[Result]) -> list[str]:
+    """The backends that took part in some cases."""
+    return [name for name in result["backends"] if any(name in case["tokens_per_s"] for case in cases)]
 
 
 def _sizes(fixed: Sequence[Result]) -> list[str]:

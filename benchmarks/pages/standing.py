@@ -119,7 +119,9 @@ def telling_sides(result: Result, always: Sequence[str], number: int) -> list[st
     Ours and `always` come first; then those peers that come nearest to the fastest peer in any case.
     """
     fixed = [case for case in result["cases"] if case["case"] == "fixed"]
-    peers = [name for name in result["backends"] if not is_ours(name)]
+    timed = {name for case in fixed for name in case["tokens_per_s"]}
+    names = [name for name in result["backends"] if name in timed]
+    peers = [name for name in names if not is_ours(name)]
 
     def nearness(name: str) -> float:
         shares = [0.0]
@@ -128,10 +130,10 @@ def telling_sides(result: Result, always: Sequence[str], number: int) -> list[st
             shares.append(rates.get(name, 0) / max(rates.values(), default=1))
         return max(shares)
 
-    first = [name for name in result["backends"] if is_ours(name) or name in always]
+    first = [name for name in names if is_ours(name) or name in always]
     others = sorted((name for name in peers if name not in first), key=nearness, reverse=True)
     chosen = {*first, *others[: max(0, number - len(first))]}
-    return [name for name in result["backends"] if name in chosen]
+    return [name for name in names if name in chosen]
 
 
 def losses_sentence(result: Result) -> str:

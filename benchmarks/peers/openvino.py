@@ -60,14 +60,20 @@ class OpenVino:
     ) -> TokenIds:
         sampling = {} if greedy else workload.sampling
         samples = 1 if greedy else workload.n
-        results = self._pipeline.generate(
-            [self._tensor(ids) for ids in workload.prompt_token_ids],
-            [
-                self._config(length, sampling, n=samples, seed=seeds[number] if seeds else number)
-                for number, length in enumerate(workload.lengths)
-            ],
-        )
-        rows = [tuple(ids) for result in results for ids in result.m_generation_ids]
+        handles = [
+            self._pipeline.add_request(
+                number,
+                self._tensor(ids),
+                self._config(length, sampling, n=samples, seed=seeds[number] if seeds else number),
+            )
+            for number, (ids, length) in enumerate(
+                zip(workload.prompt_token_ids, workload.lengths, strict=True)
+            )
+        ]
+        # Its own `generate` does the same, but each of its results has the times of all steps: 20 GB for 10,000.
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        rows = [tuple(output.generated_ids) for handle in handles for output in handle.read_all()]
         return [row for row in rows for _ in range(workload.n // samples)]
 
     def add_request(

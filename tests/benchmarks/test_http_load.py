@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +20,7 @@ import pytest
 from support.fake_backend import MIXED
 from support.local_server import serving
 from support.local_service import served
+from support.paths import ROOT
 
 from benchmarks.cases.service import WAYS, compare_servers
 from benchmarks.measure import http_load
@@ -90,12 +94,23 @@ def service(generator: Generator) -> Iterator[At]:
 
 def test_streams_of_llama_server_are_read_whatever_a_chunk_holds() -> None:
     async def ask(server: At) -> None:
-        with closing(Client(server.host, server.port)) as client:
+        with closing(Client(server.host, server.port, reconnects=True)) as client:
             for _ in range(2):  # the second on a connection of its own: the server has ended the first
                 reply = await client.stream({"prompt": "x"})
                 assert reply.text == "aé"
                 assert 0 < reply.first_token_s <= reply.end_s
             assert (await client.complete({"prompt": "x"}, path="/completion"))["path"] == "/completion"
+
+    with serving(LikeLlamaServer) as url:
+        asyncio.run(ask(at(url)))
+
+
+def test_a_connection_that_a_server_ended_is_an_error_unless_the_client_may_reconnect() -> None:
+    async def ask(server: At) -> None:
+        with closing(Client(server.host, server.port)) as client:
+            await client.stream({"prompt": "x"})
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await client.stream({"prompt": "x"})
 
     with serving(LikeLlamaServer) as url:
         asyncio.run(ask(at(url)))
@@ -137,7 +152,7 @@ def test_clients_that_wait_send_every_request_once(
 
 def test_a_whole_answer_has_all_of_its_tokens() -> None:
     async def ask(server: At) -> None:
-        with closing(Client(server.host, server.port)) as client:
+        with closing(Client(server.host, server.port, reconnects=True)) as client:
             await WAYS["whole"](client, {"prompt": "x", "max_tokens": 2})
             with pytest.raises(RuntimeError, match="2 tokens came, not 3"):
                 await WAYS["whole"](client, {"prompt": "x", "max_tokens": 3})
@@ -187,3 +202,19 @@ def test_a_server_s_process_is_found_by_the_address_that_it_prints() -> None:
     server.close()
     with pytest.raises(RuntimeError, match=r"^two did not start: no port$"):
         ServerProcess("two", [sys.executable, "-c", "import sys; sys.exit('no port')"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a child with its parent")
+def test_a_server_ends_when_the_process_that_started_it_is_killed() -> None:
+    sleeps = "import time; print('http://127.0.0.1:1', flush=True); time.sleep(60)"
+    starts = (
+        "import sys, time; from benchmarks.measure.server_process import ServerProcess; "
+        f"print(ServerProcess('one', [sys.executable, '-c', {sleeps!r}]).pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starts], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent, closing(parent.stdout):
+        server = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        with closing(os.fdopen(server)):
+            assert select.select([server], [], [], 30)[0]  # readable when it has ended

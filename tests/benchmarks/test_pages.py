@@ -2,139 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.suite_results import (
+    PRECISIONS,
+    ROUNDS,
+    make_result,
+    rows,
+    texts,
+)
 
-from benchmarks.__main__ import main
-from benchmarks.measure.comparison import Spread
 from benchmarks.pages import report
-from benchmarks.pages.blocks import Block, Heading, Items, Table, Text, to_html, to_markdown
+from benchmarks.pages.blocks import Heading, Table, Text, to_html, to_markdown
 from benchmarks.pages.plots import styles_of
-from benchmarks.pages.regressions import compare_results
 from benchmarks.pages.report import insert_report, read_result, write_report
 from benchmarks.pages.sections import bounds, figures, page, quietness, strongest_peers
 from benchmarks.pages.standing import losses_sentence, telling_sides
 
 DOCS = ROOT / "docs"
-PRECISIONS = {  # of weights and products
-    "hgt_infer": ("fp32", "fp32"),
-    "hgt_infer_int8": ("int8", "int8"),
-    "transformers": ("fp32", "fp32"),
-    "peer": ("fp32", "fp32"),
-    "peer_bf16": ("bf16", "fp32"),
-    "peer_int8": ("int8", "int8"),
-}
-ROUNDS = {
-    "hgt_infer": [2.0, 2.0, 2.0],
-    "hgt_infer_int8": [1.0, 1.0, 1.0],
-    "transformers": [8.0, 8.0, 8.0],
-    "peer": [4.0, 4.0, 4.0],
-    "peer_int8": [3.0, 3.0, 3.0],
-}
-"""Seconds of three rounds: no peer is ahead."""
-Timings = Mapping[str, Sequence[float]]
-
-
-def make_result(
-    fixed: Mapping[int, Timings], *, tweets: Timings | None = None, names: Iterable[str] = PRECISIONS
-) -> dict[str, Any]:
-    """A result of the suite with the given seconds by batch size and way; it lists the given backends."""
-    cases = [make_case(seconds, case="fixed", batch_size=size) for size, seconds in fixed.items()]
-    if tweets:
-        cases.append(make_case(tweets, case="tweets"))
-    percentiles = {"p50": 0.1, "p90": 0.2, "p99": 0.3}
-    start = vars(Spread.of([0.5, 0.6, 0.7])) | {"rounds": [0.5, 0.6, 0.7]}
-    return {
-        "environment": {
-            "cpu": "a CPU",
-            "cpu_flags": ["avx2"],
-            "physical_cores": 2,
-            "memory_gb": 8.0,
-            "python": "3.11.7",
-            "versions": {"numpy": "2.0"},
-            "commit": "abc",
-        },
-        "quiet": {"load": 0.1, "waited_s": 0.0, "is_quiet": True},
-        "bounds": [make_reading("before", 10.0), make_reading("after", 20.0)],
-        "model": {"n_layer": 1, "n_embd": 1000, "n_head": 1, "n_positions": 64, "vocab_size": 8000},
-        "reference": "transformers",
-        "backends": {name: make_backend(name) for name in names},
-        "agreement": {name: {"share": 1.0, "largest_margin": 0.0} for name in names},
-        "cases": cases,
-        "serving": [
-            {
-                "backend": name,
-                "rate": rate,
-                "num_requests": 8,
-                "first_token_s": percentiles,
-                "end_s": percentiles,
-                "goodput": 1.0,
-            }
-            for rate in (1.0, 4.0)
-            for name in names
-        ],
-        "first_token_s": {name: start for name in names if name.startswith("hgt_infer")},
-    }
-
-
-def make_case(seconds: Timings, **about: Any) -> dict[str, Any]:
-    num_tokens = 64 * about.get("batch_size", 4)
-    reference = next(way for way in seconds if way.startswith("transformers"))
-    pairs = {way: zip(seconds[reference], values, strict=True) for way, values in seconds.items()}
-    return {
-        **about,
-        "num_steps": 64,
-        "num_tokens": num_tokens,
-        "seconds": {way: [*values] for way, values in seconds.items()},
-        "tokens_per_s": {
-            way: vars(Spread.of([num_tokens / value for value in values])) for way, values in seconds.items()
-        },
-        "compared_with": reference,
-        "ratio": {
-            way: vars(Spread.of([their_s / our_s for their_s, our_s in of_way]))
-            for way, of_way in pairs.items()
-        },
-        "disturbed": {way: [] for way in seconds},
-    }
-
-
-def make_backend(name: str) -> dict[str, Any]:
-    precision, arithmetic = PRECISIONS.get(name, ("fp32", "fp32"))
-    ours = name.startswith("hgt_infer")
-    return {
-        "precision": precision,
-        "arithmetic": arithmetic,
-        "cache_bytes": 4,
-        "environment": "",
-        "versions": {name: "1.0"},
-        "settings": f"settings of {name}",
-        "load_s": 1.0,
-        "weights_mb": 500.0 if ours else None,
-        "memory_mb": {"resident": 700.0, "peak": 900.0},
-        "can": {"seeds": ours, "refills": ours, "lengths": ours},
-        "is_torch_free": ours,
-        "company": {"greedy": [8, 8] if ours else [7, 8], "sampled": [8, 8] if ours else None},
-    }
-
-
-def make_reading(when: str, rate: float) -> dict[str, Any]:
-    rates = {"read_gb_s": rate, "read_huge_gb_s": rate + 5, "fp32_gflop_s": 100.0}
-    return {"when": when, **rates, "bf16_gflop_s": 200.0, "int8_gop_s": 400.0}
-
-
-def rows(blocks: Iterable[Block]) -> list[list[str]]:
-    return [[*row] for block in blocks if isinstance(block, Table) for row in block.rows]
-
-
-def texts(blocks: Iterable[Block]) -> list[str]:
-    return [block.text for block in blocks if isinstance(block, Text)]
 
 
 @pytest.fixture
@@ -392,109 +282,3 @@ def test_a_key_that_a_result_lacks_is_named(
     file.write_text(json.dumps(result))
     with pytest.raises(ValueError, match=rf"result.json is no result of .*: {message}"):
         read_result(file)
-
-
-def changed(old: Timings, new: Timings) -> tuple[dict[str, str], bool]:
-    """The change in tokens a second of each way from one result to the other, and the verdict."""
-    references = [{"transformers": [9.0] * len(next(iter(timings.values())))} for timings in (old, new)]
-    results = [make_result({1: {**a, **b}}) for a, b in zip((old, new), references, strict=True)]
-    blocks, is_good = compare_results(*results)
-    return {row[1]: row[-1] for row in rows(blocks) if row[0] == "1 at once (tokens a second)"}, is_good
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "change"),
-    [
-        # tokens a second of three rounds: half of the quartiles' distance is 4 in both
-        ([92, 100, 108], [83, 91, 99], "worse"),
-        ([92, 100, 108], [85, 93, 101], "same"),
-        ([92, 100, 108], [101, 109, 117], "better"),
-        # without noise the floor of 3 % is left
-        ([100, 100, 100], [96.9, 96.9, 96.9], "worse"),
-        ([100, 100, 100], [97.1, 97.1, 97.1], "same"),
-        # the whole range of two rounds: 6 and 6
-        ([97, 103], [84, 90], "worse"),
-        ([97, 103], [86, 92], "same"),
-        # one round: a tenth of 100 and of what it is now
-        ([100], [81], "worse"),
-        ([100], [83], "same"),
-    ],
-)
-def test_a_change_is_one_beyond_the_noise_of_both(old: list[float], new: list[float], change: str) -> None:
-    timings = [{"hgt_infer": [64 / rate for rate in rates]} for rates in (old, new)]
-    changes, is_good = changed(*timings)
-    assert changes["hgt_infer"] == change
-    assert is_good == (change != "worse")
-
-
-def test_peers_are_shown_and_do_not_decide() -> None:
-    fast, slow = {"hgt_infer": [1.0], "peer": [1.0]}, {"hgt_infer": [1.0], "peer": [5.0]}
-    changes, is_good = changed(fast, slow)
-    assert changes == {"hgt_infer": "same", "peer": "(worse)", "transformers": "(same)"}
-    assert is_good
-
-
-@pytest.mark.parametrize(
-    ("resident", "first_s", "is_good"), [(734, 0.6, True), (736, 0.6, False), (700, 0.8, False)]
-)
-def test_memory_and_cold_start_count(
-    result: dict[str, Any], resident: float, first_s: float, is_good: bool
-) -> None:
-    new = copy.deepcopy(result)
-    new["backends"]["hgt_infer"]["memory_mb"]["resident"] = resident  # 700
-    new["backends"]["peer"]["memory_mb"]["peak"] *= 9
-    starts = [first_s - 0.1, first_s, first_s + 0.1]  # 0.6 and half of the quartiles' distance 0.05
-    new["first_token_s"]["hgt_infer_int8"] = vars(Spread.of(starts)) | {"rounds": starts}
-    assert compare_results(result, new)[1] == is_good
-
-
-def test_what_makes_results_incomparable_is_a_warning(result: dict[str, Any]) -> None:
-    same, is_good = compare_results(result, result)
-    assert is_good
-    assert not [block for block in same if isinstance(block, Items)]
-    new = copy.deepcopy(result)
-    new["environment"]["cpu"] = "another CPU"
-    new["environment"]["versions"] = {"torch": "2.1"}
-    new["backends"]["peer"]["versions"] = {"peer": "2.0"}
-    new["quiet"]["is_quiet"] = False
-    del new["cases"][1]["tokens_per_s"]["hgt_infer"]
-    blocks, is_good = compare_results(result, new)
-    assert is_good
-    assert [block.texts for block in blocks if isinstance(block, Items)] == [
-        [
-            "warning: cpu was a CPU and is another CPU",
-            "warning: numpy was 2.0 and is missing",
-            "warning: torch was missing and is 2.1",
-            "warning: peer: peer was 1.0 and is 2.0",
-            "warning: the new run was not quiet",
-            "warning: in one of the results alone: hgt_infer: 16 at once (tokens a second)",
-        ]
-    ]
-    # 3 of tokens a second, 4 of memory and 2 cold starts; 6 and 8 of peers
-    assert texts(blocks) == [
-        "9 comparisons of hgt_infer's sides, 0 of them worse; 14 of peers, in brackets, which do not count."
-    ]
-
-
-def test_results_without_a_side_of_ours_in_common_are_an_error(result: dict[str, Any]) -> None:
-    without = make_result({1: {"transformers": [1.0]}}, names=["transformers"])
-    with pytest.raises(ValueError, match="nothing of hgt_infer's sides in common"):
-        compare_results(result, without)
-
-
-def test_the_command_fails_where_something_became_worse(
-    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    slow = copy.deepcopy(result)
-    for key in slow["cases"][0]["tokens_per_s"]["hgt_infer"]:
-        slow["cases"][0]["tokens_per_s"]["hgt_infer"][key] *= 0.1
-    paths = []
-    for name, values in (("old", result), ("new", slow)):
-        paths.append(str(tmp_path / f"{name}.json"))
-        Path(paths[-1]).write_text(json.dumps(values))
-    assert main(["compare", *paths]) == 1
-    assert "something became worse" in capsys.readouterr().out
-    assert main(["compare", paths[0], paths[0]]) == 0
-    (tmp_path / "none.json").write_text("[]")
-    assert main(["compare", paths[0], str(tmp_path / "none.json")]) == 2
-    assert "none.json is no result of" in capsys.readouterr().err

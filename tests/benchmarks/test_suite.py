@@ -35,6 +35,7 @@ from benchmarks.peers.worker import Remote, WorkerError
 
 CONFIG = gpt2_small()
 NAMES = ["hgt_infer", "hgt_infer_int8", "transformers"]
+APART = "transformers_pipeline"
 PLAN = Plan(
     rounds={1: 1, 4: 2},
     num_tweets=6,
@@ -58,7 +59,7 @@ def test_every_case_and_every_page_has_every_backend(
         monkeypatch.setattr(bounds, name, value)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # torch's threads do not spin against others
     kept: list[dict[str, Any]] = []
-    result = run(NAMES, PLAN, tmp_path, config=CONFIG, wait=lambda: QUIET, keep=kept.append)
+    result = run([*NAMES, APART], PLAN, tmp_path, config=CONFIG, wait=lambda: QUIET, keep=kept.append)
     assert kept[-1] == result
     result = json.loads(json.dumps(result))  # what a file gives back
     check_cases(result)
@@ -83,14 +84,17 @@ def check_cases(result: dict[str, Any]) -> None:
     ]
     assert set(cases["offline", None]["seconds"]) <= {"hgt_infer", "hgt_infer_int8"}
     assert cases["offline", None]["num_tokens"] == sum(tweets().lengths[:20])
-    for case in cases.values():
+    assert [case["batch_size"] for case in result["apart"]] == [1, 4]
+    for case in (*cases.values(), *result["apart"]):
         assert case["ratio"][case["compared_with"]]["median"] == 1
         for name, seconds in case["seconds"].items():
             assert case["tokens_per_s"][name] == vars(
                 Spread.of([case["num_tokens"] / value for value in seconds])
             )
+    for case in result["apart"]:
+        assert list(case["seconds"]) == [*NAMES, APART]
     assert {entry["backend"] for entry in result["serving"]} == set(NAMES)
-    assert set(result["first_token_s"]) == set(NAMES)
+    assert set(result["first_token_s"]) == set(result["backends"]) == {*NAMES, APART}
     assert result["quiet"] == QUIET
     assert [reading["when"] for reading in result["bounds"]] == ["before", "between", "after"]
     for name in ("hgt_infer", "hgt_infer_int8"):
@@ -113,8 +117,8 @@ def check_pages(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     written = [str(folder / name) for name in ("report.md", "report.html", "result.json")]
     assert capsys.readouterr().out.splitlines() == written
     page = (folder / "report.md").read_text()
-    for name in NAMES:
-        assert len(re.findall(rf"^\| {name} \|", page, re.MULTILINE)) >= 5
+    for name in (*NAMES, APART):
+        assert len(re.findall(rf"^\| {name} \|", page, re.MULTILINE)) >= 4
     for picture in re.findall(r"!\[.+\]\((.+)\)", page):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     html = (folder / "report.html").read_text()
