@@ -91,12 +91,13 @@ $(INSTALLED_CUDA): $(INSTALLED_ALL)
 LLAMA_SERVER := -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_TOOLS_INSTALL=ON -DLLAVA_BUILD=OFF \
 	-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_INSTALL_RPATH=$$ORIGIN/../lib
 
-# The lists are whole: what a package asks for beside them is what does not fit.
+# The lists are whole: what a package asks for beside them is what does not fit. A wheel of llama.cpp in pip's
+# cache may lack the server.
 build/peers/%/installed: benchmarks/peers/requirements/%.txt | $(PYTHON)
 	@echo "installing into build/peers/$*"
 	@$(PYTHON) -m venv --clear build/peers/$*
 	@CMAKE_ARGS='$(LLAMA_SERVER)' build/peers/$*/bin/python -m pip --disable-pip-version-check install -qq \
-		--no-deps --requirement $<
+		--no-deps $(if $(filter llama_cpp,$*),--no-cache-dir) --requirement $<
 	@touch $@
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)

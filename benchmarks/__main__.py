@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--rates", nargs="+", type=float, default=[], metavar="RATE",
         help="requests a second of all servers; default: 50 %% and 90 %% of what the slowest takes",
     )  # fmt: skip
+    service.add_argument("--out", type=Path, default=RESULTS / "service.json", help="default: %(default)s")
     service.add_argument("--abuse", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
     parsed = parser.parse_args(arguments)
     try:
@@ -76,7 +77,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from benchmarks.cases.throughput import REFERENCE
     from benchmarks.peers.registry import BACKENDS
 
-    names = _installed(parsed.backends, QUICK_NAMES if parsed.quick else BACKENDS)
+    names = _installed(parsed.backends, BACKENDS, QUICK_NAMES if parsed.quick else BACKENDS)
     if REFERENCE not in names:
         raise ValueError(f"--backends needs {REFERENCE}, which the others are compared with")
     run(names, QUICK if parsed.quick else FULL, RESULTS, keep=partial(_keep, parsed.out))
@@ -85,9 +86,11 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _tune(parsed: argparse.Namespace) -> int:
-    from benchmarks.cases.tuning import TRIED, tune
+    from benchmarks.cases.tuning import TRIED, trials_table, tune
+    from benchmarks.pages.blocks import to_markdown
 
-    tune(_installed(parsed.backends, TRIED), RESULTS, keep=partial(_keep, parsed.out))
+    result = tune(_installed(parsed.backends, TRIED), RESULTS, keep=partial(_keep, parsed.out))
+    print(to_markdown([trials_table(result)]))
     print(f"kept in {parsed.out}")
     return 0
 
@@ -98,8 +101,10 @@ def _keep(path: Path, result: Any) -> None:
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _installed(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The names that were asked for, or all that are known and installed.
+def _installed(
+    names: Sequence[str] | None, known: Iterable[str], usual: Iterable[str] | None = None
+) -> list[str]:
+    """The names that were asked for, or the usual ones of those that are known, where they are installed.
 
     Raises:
         ValueError: one is not known, or not installed.
@@ -108,11 +113,11 @@ def _installed(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
 
     known = [*known]
     if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"--backends are of {', '.join(known)}; got {', '.join(unknown)}")
+        raise ValueError(f"backends are of {', '.join(known)}; got {', '.join(unknown)}")
     missing = [name for name in names or () if not BACKENDS[name].is_installed]
     if missing:
         raise ValueError(f"not installed (`make peers` makes their environments): {', '.join(missing)}")
-    return [*names] if names else [name for name in known if BACKENDS[name].is_installed]
+    return [*names] if names else [name for name in usual or known if BACKENDS[name].is_installed]
 
 
 def _report(parsed: argparse.Namespace) -> int:
@@ -162,12 +167,16 @@ def _offline(parsed: argparse.Namespace) -> int:
 
 
 def _service(parsed: argparse.Namespace) -> int:
-    from benchmarks.cases.service import run_service
+    from benchmarks.cases.service import SERVERS, run_service
     from benchmarks.measure.checkpoints import gpt2_small
+    from benchmarks.measure.comparison import is_ours
+    from benchmarks.peers.registry import BACKENDS
 
     config = gpt2_small() if parsed.small else None
     folder = RESULTS / "small" if parsed.small else RESULTS
-    result = run_service(
+    _installed([parsed.backend], [name for name in BACKENDS if is_ours(name)])
+    _installed(parsed.beside, SERVERS)
+    run_service(
         folder,
         name=parsed.backend,
         num_rounds=parsed.rounds,
@@ -175,8 +184,9 @@ def _service(parsed: argparse.Namespace) -> int:
         config=config,
         beside=parsed.beside,
         rates=parsed.rates,
+        keep=partial(_keep, parsed.out),
     )
-    print(json.dumps(result, indent=2))
+    print(f"kept in {parsed.out}")
     return 0
 
 

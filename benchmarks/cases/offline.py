@@ -10,7 +10,7 @@ from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.workloads import offline
 from benchmarks.peers.registry import BACKENDS
-from benchmarks.peers.worker import Remote
+from benchmarks.peers.worker import Remote, prepare
 
 
 def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def run_offline(name: str, num_prompts: int, folder: Path, *, config: Any = None
         raise ValueError(f"{name} is not installed here, or takes no requests of mixed lengths")
     environment = capture_environment()
     checkpoint = write_model(folder, config)
-    Remote(name, checkpoint, folder / name).close()  # what is converted is not in the memory below
+    prepare(name, checkpoint, folder / name)
     with closing(Remote(name, checkpoint, folder / name)) as side:
         side.seconds(offline(min(num_prompts, 256)))
         before = side.memory_mb()

@@ -30,9 +30,11 @@ from benchmarks.measure.workloads import MixedWorkload, arrivals, tweets
 from benchmarks.peers import guidellm
 from benchmarks.peers.environments import is_installed
 from benchmarks.peers.registry import BACKENDS, MAX_SLOTS
-from benchmarks.peers.worker import Remote
+from benchmarks.peers.worker import Remote, prepare
 
 LOADS = (0.5, 0.9)
+SERVERS: dict[str, dict[str, Any]] = {"llama_server_q8_0": {"is_unified": True}}
+"""Backends that are services, with the settings that are the fastest for tweets."""
 
 
 async def _ask_whole(client: Client, body: dict[str, Any]) -> None:
@@ -239,6 +241,7 @@ def run_service(
     beside: Sequence[str] = (),
     rates: Sequence[float] = (),
     wait: Callable[[], dict[str, Any]] = wait_for_quiet,
+    keep: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure everything of one backend, on GPT-2 124M of random weights or the config's model.
 
@@ -248,18 +251,15 @@ def run_service(
         num_rounds: of what runs in turns.
         abuse_s, num_abusers: see `abuse`.
         config: see `write_model`.
-        beside: backends that are services: `servers` of the result compares them with this one.
+        beside: names of SERVERS: `servers` of the result compares them with this one.
         rates: see `compare_servers`.
         wait: waits until the machine is quiet, and returns what it found.
-
-    Raises:
-        ValueError: one of `beside` is no service.
+        keep: is given what there is of the result after each part.
     """
-    if not set(beside) <= BACKENDS.keys():
-        raise ValueError(f"--beside takes some of {', '.join(BACKENDS)}; got {' '.join(beside)}")
     environment = capture_environment()
     checkpoint = write_model(folder, config)
     workload = tweets()
+    prepare(name, checkpoint, folder / name)
     with ExitStack() as stack:
         side = stack.enter_context(closing(Remote(name, checkpoint, folder / name)))
         service = stack.enter_context(
@@ -275,13 +275,18 @@ def run_service(
             "overhead": overhead,
             "loads": {f"{load:.0%}": measure_load(service, workload, load * capacity) for load in LOADS},
         }
+        keep(result)
         if beside:
             others = [
-                stack.enter_context(closing(Remote(other, checkpoint, folder / other))) for other in beside
+                stack.enter_context(
+                    closing(Remote(other, checkpoint, folder / other, settings=SERVERS[other]))
+                )
+                for other in beside
             ]
-            if no_service := [other.name for other in others if not other.port]:
-                raise ValueError(f"--beside takes services; got {' '.join(no_service)}")
             result["servers"] = compare_servers(
                 [service, *others], workload, folder / "guidellm", num_rounds=num_rounds, rates=rates
             )
-        return {**result, "abuse": abuse(service, num_clients=num_abusers, seconds=abuse_s)}
+            keep(result)
+        result["abuse"] = abuse(service, num_clients=num_abusers, seconds=abuse_s)
+        keep(result)
+        return result

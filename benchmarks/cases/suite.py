@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +24,7 @@ from benchmarks.measure.environment import capture_environment, num_physical_cor
 from benchmarks.measure.quiet import wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, one_prompt, random_prompts, tweets
 from benchmarks.peers.registry import BACKENDS
-from benchmarks.peers.worker import Remote
+from benchmarks.peers.worker import Remote, prepare
 
 MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.5, "int8": 0.5}
 """Of greedy tokens that are the reference's choice after the same text, by precision: a fault leaves none.
@@ -33,7 +32,7 @@ Random weights have many near-ties and magnify noise; how good int8 is, trained 
 (`benchmarks.cases.quality`)."""
 NUM_IN_COMPANY = 8
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
-SERVED_SECONDS = 8.0
+SERVED_SECONDS = 5.0
 FIRST_TOKEN_GOAL_S = 0.5
 SERVED = (
     "hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "vllm_bfloat16", "llama_server_q8_0",
@@ -57,12 +56,12 @@ class Plan:
         rounds_of_others: of the other workloads.
         rounds_offline: of the many requests.
         num_starts: fresh processes of each cold start.
-        rates: requests a second that arrive by chance.
+        rates: of Poisson arrivals, in requests a second.
         has_long_prompts: whether prefill is timed.
     """
 
     rounds: Mapping[int, int]
-    num_tweets: int = 64
+    num_tweets: int = 128  # twice as many as hgt_infer has slots
     num_samples: int = 0
     num_offline: int = 0
     rounds_of_others: int = 5
@@ -110,7 +109,7 @@ def run(
     checkpoint = write_model(folder, config)
     sizes = json.loads((checkpoint / "config.json").read_text())
     for name in names:
-        _prepare(name, checkpoint, folder)
+        prepare(name, checkpoint, folder / name)
     result: dict[str, Any] = {
         "quiet": wait(),
         "environment": capture_environment(),
@@ -119,8 +118,12 @@ def run(
         "reference": REFERENCE,
         "backends": {},
         "agreement": {},
+        "cases": [],
         "apart": [],
+        "serving": [],
+        "first_token_s": {},
     }
+    keep(result)
     apart = [name for name in names if name in APART]
     with _open([name for name in names if name not in apart], checkpoint, folder) as sides:
         _describe(sides, folder, result)
@@ -175,15 +178,6 @@ def _open(names: Sequence[str], checkpoint: Path, folder: Path) -> Iterator[dict
 def _bounds(when: str) -> dict[str, Any]:
     _say(f"what the machine can do at most, {when} the cases")
     return {"when": when, **measure_bounds(num_physical_cores())}
-
-
-def _prepare(name: str, checkpoint: Path, folder: Path) -> None:
-    """Let a backend convert the checkpoint, so that no conversion is in its memory or its time."""
-    model = folder / name / "model"
-    if is_ours(name):
-        shutil.rmtree(model, ignore_errors=True)  # of another version of the exporter
-    _say(f"{name}: preparing")
-    Remote(name, checkpoint, folder / name).close()
 
 
 def _describe(sides: Mapping[str, Remote], folder: Path, result: dict[str, Any]) -> None:
@@ -263,7 +257,7 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
 
 
 def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
-    """Requests that arrive by chance, at several rates; who cannot keep up falls ever further behind."""
+    """Poisson arrivals at several rates; a side that cannot keep up falls ever further behind."""
     results = []
     names = [name for name in SERVED if name in sides]
     for rate in plan.rates:

@@ -52,7 +52,7 @@ def fast_enough(case: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 class Timings:
-    """Times cases one after the other, and leaves out of the larger ones who is far behind.
+    """Times cases one after the other, and leaves out of the larger ones the sides that are far behind.
 
     Args:
         sides: by name, the reference among them.
@@ -107,6 +107,7 @@ class Timings:
                 if name != PIPELINE
             },
             case="tweets",
+            num_requests=num_requests,
             num_tokens=requests.num_tokens,
             num_rounds=num_rounds,
         )
@@ -117,6 +118,7 @@ class Timings:
         self._in_turns(
             {name: self._timer(name, requests) for name in OFFLINE if name in self._sides},
             case="offline",
+            num_requests=num_requests,
             num_tokens=requests.num_tokens,
             num_rounds=num_rounds,
             num_warmups=0,

@@ -1,6 +1,6 @@
-"""What each backend was tried with, so that it runs at its best: `python -m benchmarks tune` times it all.
+"""The settings that each backend was tried with: `python -m benchmarks tune` times them all.
 
-The fastest settings over all batches are those of `benchmarks.peers.registry`. What does not run is told.
+`benchmarks.peers.registry` has those that are the fastest over all cases together. Failures are recorded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases.throughput import LONG_PROMPT, STATIC_BATCH_SIZE
 from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.paths import PEERS
-from benchmarks.measure.workloads import random_prompts
-from benchmarks.peers.worker import Remote, WorkerError
+from benchmarks.measure.workloads import MixedWorkload, Workload, long_prompt, random_prompts, tweets
+from benchmarks.pages.blocks import Table
+from benchmarks.peers.worker import Remote, WorkerError, prepare
 
 BATCH_SIZES = (1, 16, 64)
+NUM_TWEETS = 128
 MAX_SECONDS = 20.0
-"""A batch that would take longer in its first run is left out, and larger ones too."""
+"""A trial that takes longer in the first run of a case takes no part in it and in those that follow."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ TRIED: dict[str, Sequence[Trial]] = {
     "hgt_infer_int8": [Trial(), Trial({"num_slots": 16}), Trial({"num_slots": 256})],
     "openvino_int8": [
         Trial(),
+        Trial({"scheduler": {"cache_size": 2}}),
         _openvino(KV_CACHE_PRECISION="bf16"),
         _openvino(KV_CACHE_PRECISION="f32", **F32),
         _openvino(INFERENCE_NUM_THREADS=1),
         _openvino(DYNAMIC_QUANTIZATION_GROUP_SIZE=0),
         Trial({"scheduler": {"dynamic_split_fuse": False}}),
-        Trial({"scheduler": {"max_num_batched_tokens": 1024}}),
+        Trial({"scheduler": {"max_num_batched_tokens": 256}}),
     ],
     "openvino_f32": [
         Trial(),
@@ -65,6 +69,13 @@ TRIED: dict[str, Sequence[Trial]] = {
         Trial(),
         Trial({"enforce_eager": True}),
         Trial({"enforce_eager": True}, {"LD_PRELOAD": LIBIOMP}),
+    ],
+    "llama_server_q8_0": [
+        Trial(),
+        Trial({"num_slots": 64}),
+        Trial({"num_slots": 16}),
+        Trial({"is_unified": True}),
+        Trial({"num_slots": 64, "is_unified": True}),
     ],
     "ctranslate2_int8": [Trial(), SLEEPING],
     "transformers": [Trial(), Trial({"num_threads": 1}), SLEEPING],
@@ -90,17 +101,18 @@ def tune(
     Args:
         names: of TRIED.
         folder: for the checkpoint of random weights and what backends make of it.
-        num_rounds: of each batch, after one that is not counted.
+        num_rounds: of each case, after one that is not counted.
         config: transformers' configuration of the model; None is GPT-2 124M.
         keep: is given what there is of the result after each backend.
 
     Returns:
-        The environment, and by backend and trial the tokens a second by batch, or the error.
+        The environment, and by backend and trial the tokens a second by case, or the error.
     """
     environment = capture_environment()
     checkpoint = write_model(folder, config)
     result: dict[str, Any] = {"environment": environment, "num_rounds": num_rounds, "tried": {}}
     for name in names:
+        prepare(name, checkpoint, folder / name)
         result["tried"][name] = _tune(name, checkpoint, folder / name, num_rounds)
         keep(result)
     return result
@@ -121,17 +133,57 @@ def _tune(name: str, checkpoint: Path, folder: Path, num_rounds: int) -> dict[st
                 results[str(trial)] = {}
             except WorkerError as error:
                 results[str(trial)] = {"error": str(error)}
-        for batch_size in BATCH_SIZES:
-            workload = random_prompts(batch_size)
+        for case, workloads in _cases(num_rounds).items():
             for trial_name, side in [*sides.items()]:
                 try:
-                    if side.seconds(workload) > MAX_SECONDS:
+                    if (seconds := _seconds(side, workloads[-1])) > MAX_SECONDS:
+                        results[trial_name]["error"] = f"{case} took {seconds:.0f} s in its first run"
                         del sides[trial_name]
                 except WorkerError as error:
                     results[trial_name]["error"] = str(error)
                     del sides[trial_name]
-            timers = {trial: partial(side.seconds, workload) for trial, side in sides.items()}
-            for trial_name, seconds in take_turns(timers, num_rounds=num_rounds).items():
-                rates = [workload.num_tokens / value for value in seconds]
-                results[trial_name][str(batch_size)] = vars(Spread.of(rates))
+            timers = {
+                trial: map(partial(_seconds, side), workloads).__next__ for trial, side in sides.items()
+            }
+            for trial_name, durations in take_turns(timers, num_rounds=num_rounds).items():
+                rates = [_num_tokens(workloads[0]) / value for value in durations]
+                results[trial_name][case] = vars(Spread.of(rates))
     return results
+
+
+def _seconds(side: Remote, workload: Workload | MixedWorkload) -> float:
+    return side.seconds(workload, batch_size=STATIC_BATCH_SIZE)
+
+
+def _cases(num_rounds: int) -> dict[str, Sequence[Workload | MixedWorkload]]:
+    """What each round and a last run that is not counted compute, by case."""
+    times = num_rounds + 1
+    cases: dict[str, Sequence[Workload | MixedWorkload]] = {
+        str(batch_size): [random_prompts(batch_size)] * times for batch_size in BATCH_SIZES
+    }
+    cases["tweets"] = [tweets().part(0, NUM_TWEETS)] * times
+    cases[f"{LONG_PROMPT} tokens"] = [long_prompt(LONG_PROMPT, number) for number in range(times)]
+    return cases
+
+
+def _num_tokens(workload: Workload | MixedWorkload) -> int:
+    """Those that are computed: a long prompt's own."""
+    return max(workload.num_tokens, *map(len, workload.prompt_token_ids))
+
+
+def trials_table(result: Mapping[str, Any]) -> Table:
+    """A row for each trial, with the medians of its cases and what failed."""
+    cases = [*_cases(0)]
+    return Table(
+        ["", "", *cases, ""],
+        [
+            [
+                name,
+                trial,
+                *(f"{rates[case]['median']:,.0f}" if case in rates else "" for case in cases),
+                rates.get("error", ""),
+            ]
+            for name, trials in result["tried"].items()
+            for trial, rates in trials.items()
+        ],
+    )

@@ -69,12 +69,14 @@ class Client:
             since: the time of `time.perf_counter` from which the reply's seconds count; None is now.
 
         Raises:
-            RuntimeError: another status than 200, or an event that tells of an error.
+            RuntimeError: another status than 200, an event that tells of an error, or a text that ends
+                before its length.
+            ConnectionError: the server ended the connection before its last chunk.
         """
         start = time.perf_counter() if since is None else since
         reader, _ = await self._ask(post({**body, "stream": True}))
-        first, text, rest = 0.0, [], b""
-        while size := int(await reader.readline(), 16):
+        first, text, rest, reason = 0.0, [], b"", None
+        while size := int(await _line(reader), 16):
             data = await reader.readexactly(size + 2)
             *lines, rest = (rest + data[:-2]).split(b"\n")  # an event may go on in the next chunk
             for line in lines:
@@ -84,7 +86,10 @@ class Client:
                         raise RuntimeError(f"the service answered {event['error']}")
                     first = first or time.perf_counter() - start
                     text += [choice["text"] for choice in event["choices"]]
+                    reason = next((choice.get("finish_reason") for choice in event["choices"]), reason)
         await reader.readline()
+        if reason != "length":
+            raise RuntimeError(f"a stream ended with the finish reason {reason}, not length")
         return Reply(first, time.perf_counter() - start, "".join(text))
 
     def close(self) -> None:
@@ -123,6 +128,12 @@ def post(body: dict[str, Any], *, path: str = COMPLETIONS) -> bytes:
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    if not (line := await reader.readline()):
+        raise ConnectionResetError("the server ended the connection in the middle of a stream")
+    return line
 
 
 async def _head(reader: asyncio.StreamReader) -> dict[str, str]:

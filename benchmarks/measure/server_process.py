@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure.memory import memory_bytes
 from benchmarks.measure.paths import REPOSITORY
 
 START_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _ADDRESS = re.compile(r"http://([\d.]+):(\d+)")
 
@@ -38,14 +40,11 @@ class ServerProcess:
         self._process = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=self._log, stderr=self._log, preexec_fn=_end_with_parent
         )
-        end = time.monotonic() + START_TIMEOUT_S
-        while (found := _ADDRESS.search(self._printed())) is None:
-            if self._process.poll() is not None or time.monotonic() > end:
-                printed = " | ".join(self._printed().splitlines()[-3:])
-                self.close()
-                raise RuntimeError(f"{name} did not start: {printed}")
-            time.sleep(0.05)
-        self.host, self.port = found[1], int(found[2])
+        try:
+            self.host, self.port = self._address()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -61,13 +60,31 @@ class ServerProcess:
         return len([*Path(f"/proc/{self.pid}/fd").iterdir()])
 
     def close(self) -> None:
-        """End it as an operator does."""
+        """End it as an operator does; kill it where it does not end in END_TIMEOUT_S."""
         self._process.terminate()
-        self._process.wait(timeout=60)
+        end(self._process)
         self._log.close()
+
+    def _address(self) -> tuple[str, int]:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while (found := _ADDRESS.search(self._printed())) is None:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                printed = " | ".join(self._printed().splitlines()[-3:])
+                raise RuntimeError(f"{self.name} did not start: {printed}")
+            time.sleep(0.05)
+        return found[1], int(found[2])
 
     def _printed(self) -> str:
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Wait for the end of a process, END_TIMEOUT_S at most; then kill it."""
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end_with_parent() -> None:

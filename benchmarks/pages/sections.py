@@ -21,6 +21,7 @@ from benchmarks.pages.standing import (
     standings,
     usual_peer,
 )
+from benchmarks.peers.registry import BACKENDS
 
 TITLE = "hgt_infer and its peers on a CPU"
 NOT_QUIET = Text("This run was not quiet: do not quote it.", is_strong=True)
@@ -82,11 +83,18 @@ def method(result: Result) -> Iterator[Block]:
         f"({', '.join(environment['cpu_flags'])}), {environment['memory_gb']} GB; "
         f"Python {environment['python']}, {versions}; commit {environment['commit']}."
     )
+    model = result["model"]
     yield Text(
-        "Every backend runs in a process of its own, with the same weights, prompts, sampling (temperature "
-        "1, top_k 50, top_p 0.95, end-of-text suppressed), numbers of tokens and threads; the processes take "
-        "turns. Figures are medians with the range of all rounds, ratios are of the same rounds."
+        f"The model has the shape of GPT-2 ({model['n_layer']} layers, width {model['n_embd']}) and random "
+        "weights. Every backend runs in a process of its own, with the same weights, prompts, sampling "
+        "(temperature 1, top_k 50, top_p 0.95, end-of-text suppressed), numbers of tokens and threads; the "
+        "processes take turns. hgt_infer and transformers' pipeline take and give texts, llama-server takes "
+        "texts, all others take and give token ids. Figures are medians with the range of all rounds, ratios "
+        "are of the same rounds."
     )
+    missing = [name for name in BACKENDS if name not in result["backends"]]
+    if missing:
+        yield Text(f"Not in this run: {', '.join(missing)}.")
 
 
 def strongest_peers(result: Result) -> Iterator[Block]:
@@ -94,8 +102,9 @@ def strongest_peers(result: Result) -> Iterator[Block]:
     yield Heading("Beside the strongest peer")
     yield Text(
         "The strongest peer of a case is the one with the highest median, in its best batch or number of "
-        "slots. The ratio is our speed over its speed in each round: ahead and behind where the quartiles of "
-        "the ratio lie on one side of 1, else level. Where there is one round, it decides alone."
+        "slots. The ratio is our speed over its speed in each round. A side is ahead where it is faster in 5 "
+        "of 5 or in 9 of 10 rounds (a sign test at 10 %), else the sides are level. Fewer than 5 rounds "
+        "decide nothing."
     )
     for category in categories_of(result):
         stands = standings(result, category)
@@ -185,7 +194,7 @@ def other_workloads(result: Result) -> Iterator[Block]:
         num_rounds = _num_rounds(case)
         label = f"{case_label(case)}{_mark(case)}"
         yield Text(
-            f"{label[0].upper()}{label[1:]}: {case['num_tokens']:,} tokens, {num_rounds} "
+            f"{label[0].upper()}{label[1:]}: {_requests(case)}{case['num_tokens']:,} tokens, {num_rounds} "
             f"round{'s' if num_rounds > 1 else ''}; times as fast as {case['compared_with']}:"
         )
         yield Table(
@@ -200,20 +209,28 @@ def other_workloads(result: Result) -> Iterator[Block]:
 def arrivals(result: Result) -> Iterator[Block]:
     if not result["serving"]:
         return
-    yield Heading("Requests that arrive by chance")
+    yield Heading("Poisson arrivals")
     yield Text(
         "Open loop: requests as long as tweets arrive as a Poisson process, whether earlier ones are done or "
         "not. Goodput is the share whose first token came within 0.5 s. A static batch shows nothing before "
         f"it ends. Percentiles are over the requests of all {result['serving'][0]['num_rounds']} rounds."
     )
     yield Table(
-        ["", "requests a second", "first token p50 / p90 / p99 (s)", "whole text p50 / p99 (s)", "goodput"],
+        [
+            "",
+            "requests a second",
+            "requests",
+            "first token p50 / p90 (s)",
+            "whole text p50 / p90 (s)",
+            "goodput",
+        ],
         [
             [
                 entry["backend"],
                 f"{entry['rate']:g}",
-                " / ".join(f"{entry['first_token_s'][p]:.2f}" for p in ("p50", "p90", "p99")),
-                " / ".join(f"{entry['end_s'][p]:.2f}" for p in ("p50", "p99")),
+                str(entry["num_requests"]),
+                " / ".join(f"{entry['first_token_s'][p]:.2f}" for p in ("p50", "p90")),
+                " / ".join(f"{entry['end_s'][p]:.2f}" for p in ("p50", "p90")),
                 f"{entry['goodput']:.0%}",
             ]
             for entry in result["serving"]
@@ -280,7 +297,7 @@ def settings(result: Result) -> Iterator[Block]:
         versions = [f"{package} {number}" for package, number in backend["versions"].items()]
         parts = [
             f"weights {backend['precision']}, products {backend['arithmetic']}",
-            f"{backend['cache_bytes']} bytes a value of the KV cache",
+            f"{8 * backend['cache_bytes']} bits a value of the KV cache",
             ", ".join(versions),
             backend["environment"] and f"environment {backend['environment']}",
             backend["settings"],
@@ -293,7 +310,7 @@ def quietness(result: Result) -> Iterator[Block]:
     """The load, how long the run waited for it, and every timing that others on the machine disturbed."""
     quiet = result["quiet"]
     yield Heading("How quiet the machine was")
-    end = "then the machine was quiet" if quiet["is_quiet"] else "in vain: the machine was not quiet"
+    end = "then the machine was quiet" if quiet["is_quiet"] else "and timed out: the machine was not quiet"
     yield Text(f"Load at the start: {quiet['load']:.2f}. The run waited {quiet['waited_s']:,.0f} s, {end}.")
     counts = [
         (case, way, *_disturbed(case, way))
@@ -327,6 +344,10 @@ def _names(result: Result, cases: Sequence[Result]) -> list[str]:
 
 def _sizes(fixed: Sequence[Result]) -> list[str]:
     return [f"{case['batch_size']}{_mark(case)}" for case in fixed]
+
+
+def _requests(case: Result) -> str:
+    return f"{case['num_requests']:,} requests, " if "num_requests" in case else ""
 
 
 def _num_rounds(case: Result) -> int:

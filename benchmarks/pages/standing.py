@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 from benchmarks.measure.comparison import Spread, backend_of, is_ours
 
 Result = Mapping[str, Any]
+
+MAX_CHANCE = 0.1
+MIN_ROUNDS = 5
 
 WORKLOADS = {
     "samples": "many samples of one prompt",
@@ -54,22 +58,33 @@ class Standing:
 
     Attributes:
         ours, peer: the ways; None where no side of that kind took part.
-        ratio: the peer's seconds over ours in each round; None where one of the two is missing.
+        ratios: the peer's seconds over ours in each round; empty where one of the two is missing.
     """
 
     case: Result
     ours: str | None
     peer: str | None
-    ratio: Spread | None
+    ratios: Sequence[float]
+
+    @property
+    def ratio(self) -> Spread | None:
+        return Spread.of(self.ratios) if self.ratios else None
 
     @property
     def verdict(self) -> str:
-        """`level` where 1 lies within the quartiles of the ratio, else `ahead` or `behind`."""
-        if self.ratio is None:
+        """`ahead` or `behind` by a sign test over the rounds, else `level`.
+
+        The test asks how likely so many rounds on one side are where none is faster, and decides under
+        MAX_CHANCE: 5 of 5 rounds do, 9 of 10, and no number of less than MIN_ROUNDS.
+        """
+        if len(self.ratios) < MIN_ROUNDS:
             return ""
-        if self.ratio.first_quartile <= 1 <= self.ratio.third_quartile:
+        num_ahead = sum(ratio > 1 for ratio in self.ratios)
+        total = len(self.ratios)
+        fewer = min(num_ahead, total - num_ahead)
+        if 2 * sum(math.comb(total, number) for number in range(fewer + 1)) / 2**total > MAX_CHANCE:
             return "level"
-        return "ahead" if self.ratio.median > 1 else "behind"
+        return "ahead" if 2 * num_ahead > total else "behind"
 
 
 def categories_of(result: Result) -> list[Category]:
@@ -98,12 +113,12 @@ def standings(result: Result, category: Category) -> list[Standing]:
     peers = [name for name in backends if not is_ours(name) and category.includes(backends[name])]
     for case in result["cases"]:
         ours, peer = fastest_way(case, [category.ours]), fastest_way(case, peers)
-        ratio = None
+        ratios = []
         if ours and peer:
             pairs = zip(case["seconds"][ours], case["seconds"][peer], strict=True)
-            ratio = Spread.of([their_s / our_s for our_s, their_s in pairs])
+            ratios = [their_s / our_s for our_s, their_s in pairs]
         if ours or peer:
-            found.append(Standing(case, ours, peer, ratio))
+            found.append(Standing(case, ours, peer, ratios))
     return found
 
 
@@ -139,7 +154,7 @@ def telling_sides(result: Result, always: Sequence[str], number: int) -> list[st
 def losses_sentence(result: Result) -> str:
     """Say where our sides are behind the strongest peer, or that they are behind nowhere."""
     stands = [(category, standings(result, category)) for category in categories_of(result)]
-    compared = [category for category, found in stands if any(stand.ratio for stand in found)]
+    compared = [category for category, found in stands if any(stand.ratios for stand in found)]
     if not compared:
         return "No peer was timed beside hgt_infer."
     losses = [loss for category, found in stands for loss in _losses(category, found)]

@@ -66,7 +66,7 @@ class HgtInfer:
             time.sleep(max(0.0, start + at[number] - time.perf_counter()))
             params = SamplingParams(max_tokens=length, min_tokens=length, **workload.sampling)
             deltas = self.generator.stream(prompt, params)
-            # From the time it should have been sent at: a sender that is late is not the request's luck.
+            # From the time when it should have been sent: a delay of the sender counts as latency.
             threads.append(threading.Thread(target=follow, args=(number, start + at[number], deltas)))
             threads[-1].start()
         for thread in threads:

@@ -18,7 +18,7 @@ from benchmarks.measure.http_client import Client
 from benchmarks.measure.http_load import open_loop
 from benchmarks.measure.server_process import ServerProcess
 from benchmarks.measure.workloads import SEED, MixedWorkload, TokenIds, Workload
-from benchmarks.peers.llama_cpp import MAX_LENGTH, NUM_SEQUENCES, convert
+from benchmarks.peers.llama_cpp import LONGEST, NUM_SEQUENCES, convert
 
 
 class LlamaServer:
@@ -28,6 +28,8 @@ class LlamaServer:
         checkpoint: is converted into the folder, once.
         quantization: see LlamaCpp.
         num_slots: how many requests it computes at once; more of them wait in its queue.
+        is_unified: whether all slots share one cache, in which each reads past the rows of the others; else
+            each has its own.
 
     Attributes:
         host, port: where it takes requests, OpenAI's route for completions among them.
@@ -39,16 +41,23 @@ class LlamaServer:
     """
 
     def __init__(
-        self, checkpoint: Path, folder: Path, *, quantization: str, num_slots: int = NUM_SEQUENCES
+        self,
+        checkpoint: Path,
+        folder: Path,
+        *,
+        quantization: str,
+        num_slots: int = NUM_SEQUENCES,
+        is_unified: bool = False,
     ) -> None:
         self.name = "llama_server" if quantization == "f32" else f"llama_server_{quantization}"
         path = folder / f"{quantization}.gguf"
         if not path.exists():
             convert(checkpoint, path, quantization)
         threads = str(num_physical_cores())
+        cache = "--kv-unified" if is_unified else "--no-kv-unified"
         command = [
             str(find_llama_server()), "--model", str(path), "--host", "127.0.0.1", "--port", "0",
-            "--parallel", str(num_slots), "--ctx-size", str(num_slots * MAX_LENGTH), "--kv-unified",
+            "--parallel", str(num_slots), "--ctx-size", str(num_slots * LONGEST), cache,
             "--threads", threads, "--threads-batch", threads,
             # Every prompt is computed, as by all others; each of the benchmarks' texts comes more than once.
             "--no-cache-prompt", "--cache-ram", "0",

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 
-CACHE_GB = 2  # 256 sequences of 100 tokens in fp32
+NUM_BATCHED_TOKENS = 1024  # of a step; a long prompt is not cut
 
 
 class OpenVino:
@@ -46,7 +46,8 @@ class OpenVino:
         self._genai = openvino_genai
         config = openvino_genai.SchedulerConfig()
         for key, value in (
-            {"cache_size": CACHE_GB, "enable_prefix_caching": False} | dict(scheduler or {})
+            {"enable_prefix_caching": False, "max_num_batched_tokens": NUM_BATCHED_TOKENS}
+            | dict(scheduler or {})
         ).items():
             setattr(config, key, value)
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
@@ -70,7 +71,7 @@ class OpenVino:
                 zip(workload.prompt_token_ids, workload.lengths, strict=True)
             )
         ]
-        # Its own `generate` does the same, but each of its results has the times of all steps: 20 GB for 10,000.
+        # Its own `generate` does the same, but each result holds the times of all steps: 20 GB for 10,000.
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         rows = [tuple(output.generated_ids) for handle in handles for output in handle.read_all()]

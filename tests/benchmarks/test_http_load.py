@@ -34,7 +34,7 @@ from hgt_infer import Generator
 EVENTS = [
     b'data: {"choices":[{"text":"a","index":0,"logprobs":null,"finish_reason":null}],"model":"m"}\n\n',
     b": a comment\n\n",
-    'data: {"choices":[{"text":"é","index":0}],"timings":{"predicted_n":2}}\n\n'.encode(),
+    'data: {"choices":[{"text":"é","index":0,"finish_reason":"length"}],"timings":{}}\n\n'.encode(),
     b'data: {"choices":[],"usage":{"completion_tokens":2}}\n\ndata: [DONE]\n\n',
 ]
 
@@ -63,6 +63,7 @@ class LikeLlamaServer(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     events: bytes | None = b"".join(EVENTS)
+    end = b"0\r\n\r\n"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -74,7 +75,7 @@ class LikeLlamaServer(BaseHTTPRequestHandler):
             for start in range(0, len(self.events), 50):
                 chunk = self.events[start : start + 50]
                 self.wfile.write(f"{len(chunk):X}\r\n".encode() + chunk + b"\r\n")
-            self.wfile.write(b"0\r\n\r\n")
+            self.wfile.write(self.end)
         else:
             answer = {"choices": [{"text": "aé"}], "usage": {"completion_tokens": 2}, "path": self.path}
             content = json.dumps(answer).encode()
@@ -118,7 +119,12 @@ def test_a_connection_that_a_server_ended_is_an_error_unless_the_client_may_reco
 
 @pytest.mark.parametrize(
     ("events", "message"),
-    [(None, "the service answered HTTP/1.1 503"), (b'data: {"error": {"code": 500}}\n\n', "answered.*500")],
+    [
+        (None, "the service answered HTTP/1.1 503"),
+        (b'data: {"error": {"code": 500}}\n\n', "answered.*500"),
+        (EVENTS[0], "a stream ended with the finish reason None, not length"),
+        (b"", "a stream ended with the finish reason None, not length"),
+    ],
 )
 def test_errors_of_a_server_are_told(events: bytes | None, message: str) -> None:
     class Failing(LikeLlamaServer):
@@ -131,6 +137,18 @@ def test_errors_of_a_server_are_told(events: bytes | None, message: str) -> None
             await client.stream({"prompt": "x"})
 
     with serving(Failing) as url, pytest.raises(RuntimeError, match=message):
+        asyncio.run(ask(at(url)))
+
+
+def test_a_stream_that_is_cut_off_is_a_lost_connection() -> None:
+    class Cut(LikeLlamaServer):
+        end = b""
+
+    async def ask(server: At) -> None:
+        with closing(Client(server.host, server.port)) as client:
+            await client.stream({"prompt": "x"})
+
+    with serving(Cut) as url, pytest.raises(ConnectionError, match="in the middle of a stream"):
         asyncio.run(ask(at(url)))
 
 

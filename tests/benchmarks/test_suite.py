@@ -241,12 +241,19 @@ def test_settings_are_tried_in_turns_and_what_does_not_run_is_told(
 ) -> None:
     trials = [Trial(), Trial({"num_threads": 1}, {"OMP_WAIT_POLICY": "passive"}), Trial({"no_such": 1})]
     monkeypatch.setitem(tuning.TRIED, REFERENCE, trials)
-    monkeypatch.setattr(tuning, "BATCH_SIZES", (1, 2))
-    tried = tuning.tune([REFERENCE], tmp_path, num_rounds=2, config=CONFIG)["tried"][REFERENCE]
+    for name, value in (("BATCH_SIZES", (1, 2)), ("NUM_TWEETS", 3), ("LONG_PROMPT", 50)):
+        monkeypatch.setattr(tuning, name, value)
+    result = tuning.tune([REFERENCE], tmp_path, num_rounds=2, config=CONFIG)
+    tried = result["tried"][REFERENCE]
+    cases = ["1", "2", "tweets", "50 tokens"]
     assert list(tried) == ["as in the suite", "num_threads=1, OMP_WAIT_POLICY=passive", "no_such=1"]
-    assert [*tried["as in the suite"]] == [*tried["num_threads=1, OMP_WAIT_POLICY=passive"]] == ["1", "2"]
+    assert [*tried["as in the suite"]] == [*tried["num_threads=1, OMP_WAIT_POLICY=passive"]] == cases
     assert tried["as in the suite"]["2"]["median"] > 0
     assert "no_such" in tried["no_such=1"]["error"]
+    table = tuning.trials_table(result)
+    assert [*table.head] == ["", "", *cases, ""]
+    assert [row[:2] for row in table.rows] == [[REFERENCE, trial] for trial in tried]
+    assert "no_such" in table.rows[-1][-1]
 
 
 def test_backends_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
