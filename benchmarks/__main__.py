@@ -86,8 +86,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _tune(parsed: argparse.Namespace) -> int:
-    from benchmarks.cases.tuning import TRIED, trials_table, tune
+    from benchmarks.cases.tuning import TRIED, tune
     from benchmarks.pages.blocks import to_markdown
+    from benchmarks.pages.trials import trials_table
 
     result = tune(_installed(parsed.backends, TRIED), RESULTS, keep=partial(_keep, parsed.out))
     print(to_markdown([trials_table(result)]))

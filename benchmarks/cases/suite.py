@@ -117,6 +117,7 @@ def run(
         "model": {key: sizes[key] for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")},
         "reference": REFERENCE,
         "backends": {},
+        "absent": [name for name in BACKENDS if name not in names],
         "agreement": {},
         "cases": [],
         "apart": [],

@@ -19,7 +19,6 @@ from benchmarks.measure.comparison import Spread, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.paths import PEERS
 from benchmarks.measure.workloads import MixedWorkload, Workload, long_prompt, random_prompts, tweets
-from benchmarks.pages.blocks import Table
 from benchmarks.peers.worker import Remote, WorkerError, prepare
 
 BATCH_SIZES = (1, 16, 64)
@@ -169,21 +168,3 @@ def _cases(num_rounds: int) -> dict[str, Sequence[Workload | MixedWorkload]]:
 def _num_tokens(workload: Workload | MixedWorkload) -> int:
     """Those that are computed: a long prompt's own."""
     return max(workload.num_tokens, *map(len, workload.prompt_token_ids))
-
-
-def trials_table(result: Mapping[str, Any]) -> Table:
-    """A row for each trial, with the medians of its cases and what failed."""
-    cases = [*_cases(0)]
-    return Table(
-        ["", "", *cases, ""],
-        [
-            [
-                name,
-                trial,
-                *(f"{rates[case]['median']:,.0f}" if case in rates else "" for case in cases),
-                rates.get("error", ""),
-            ]
-            for name, trials in result["tried"].items()
-            for trial, rates in trials.items()
-        ],
-    )

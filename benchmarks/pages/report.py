@@ -13,7 +13,18 @@ from benchmarks.pages.standing import Result, categories_of, standings, telling_
 
 RAW = "result.json"
 KEYS = (
-    *("environment", "quiet", "bounds", "model", "reference", "backends", "agreement", "cases", "apart"),
+    *(
+        "environment",
+        "quiet",
+        "bounds",
+        "model",
+        "reference",
+        "backends",
+        "absent",
+        "agreement",
+        "cases",
+        "apart",
+    ),
     *("serving", "first_token_s"),
 )
 BACKEND_KEYS = (

@@ -21,7 +21,6 @@ from benchmarks.pages.standing import (
     standings,
     usual_peer,
 )
-from benchmarks.peers.registry import BACKENDS
 
 TITLE = "hgt_infer and its peers on a CPU"
 NOT_QUIET = Text("This run was not quiet: do not quote it.", is_strong=True)
@@ -92,9 +91,8 @@ def method(result: Result) -> Iterator[Block]:
         "texts, all others take and give token ids. Figures are medians with the range of all rounds, ratios "
         "are of the same rounds."
     )
-    missing = [name for name in BACKENDS if name not in result["backends"]]
-    if missing:
-        yield Text(f"Not in this run: {', '.join(missing)}.")
+    if result["absent"]:
+        yield Text(f"Not in this run: {', '.join(result['absent'])}.")
 
 
 def strongest_peers(result: Result) -> Iterator[Block]:

@@ -29,6 +29,7 @@ from benchmarks.measure.workloads import (
     tweets,
 )
 from benchmarks.pages.report import read_result
+from benchmarks.pages.trials import trials_table
 from benchmarks.peers import environments
 from benchmarks.peers.registry import BACKENDS, Entry
 from benchmarks.peers.worker import Remote, WorkerError
@@ -250,7 +251,7 @@ def test_settings_are_tried_in_turns_and_what_does_not_run_is_told(
     assert [*tried["as in the suite"]] == [*tried["num_threads=1, OMP_WAIT_POLICY=passive"]] == cases
     assert tried["as in the suite"]["2"]["median"] > 0
     assert "no_such" in tried["no_such=1"]["error"]
-    table = tuning.trials_table(result)
+    table = trials_table(result)
     assert [*table.head] == ["", "", *cases, ""]
     assert [row[:2] for row in table.rows] == [[REFERENCE, trial] for trial in tried]
     assert "no_such" in table.rows[-1][-1]

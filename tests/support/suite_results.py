@@ -52,6 +52,7 @@ def make_result(
         "reference": "transformers",
         "backends": {name: make_backend(name) for name in names},
         "agreement": {name: {"share": 1.0, "largest_margin": 0.0} for name in names},
+        "absent": [],
         "cases": cases,
         "apart": [],
         "serving": [
