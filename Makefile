@@ -59,7 +59,7 @@ bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the
 	@$(PYTHON) -m benchmarks run
 	@$(PYTHON) -m pytest benchmarks/components -k "engine or light or parts"
 
-bench-quick: $(INSTALLED_ALL)  ## in some 5 minutes once the load is low: batches of 1 and 16 and tweets, of us, transformers and OpenVINO
+bench-quick: $(INSTALLED_ALL)  ## batches of 1 and 16 and tweets, of us, transformers and OpenVINO
 	@$(PYTHON) -m benchmarks run --quick --out build/bench/quick.json
 	@$(PYTHON) -m benchmarks report build/bench/quick.json --out build/bench/quick
 
