@@ -88,10 +88,11 @@ def _run(parsed: argparse.Namespace) -> int:
 def _tune(parsed: argparse.Namespace) -> int:
     from benchmarks.cases.tuning import TRIED, tune
     from benchmarks.pages.blocks import to_markdown
+    from benchmarks.pages.sections import banner
     from benchmarks.pages.trials import trials_table
 
     result = tune(_installed(parsed.backends, TRIED), RESULTS, keep=partial(_keep, parsed.out))
-    print(to_markdown([trials_table(result)]))
+    print(to_markdown([*banner(result), trials_table(result)]))
     print(f"kept in {parsed.out}")
     return 0
 

@@ -27,9 +27,9 @@ from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote, prepare
 
 MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.5, "int8": 0.5}
-"""Of greedy tokens that are the reference's choice after the same text, by precision: a fault leaves none.
-Random weights have many near-ties and magnify noise; how good int8 is, trained weights tell
-(`benchmarks.cases.quality`)."""
+"""The least share, by precision, of greedy tokens that are the reference's choice after the same text, and of
+sampled ones that are among its top_k; a fault leaves none. Random weights have many near-ties and magnify
+noise: how good int8 is, trained weights tell (`benchmarks.cases.quality`)."""
 NUM_IN_COMPANY = 8
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 5.0
@@ -228,33 +228,55 @@ def in_company(side: Any, *, has_seeds: bool) -> dict[str, tuple[int, int] | Non
 
 
 def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
-    """Check the greedy tokens of every side by the reference's own logits after the same text.
+    """Check the tokens of every side by the reference's own logits after the same text.
 
     Returns:
-        By name: the share of tokens that are the reference's choice, and how far below its choice, in
-        logits, the furthest one lies.
+        By name: the share of greedy tokens that are the reference's choice, how far below its choice, in
+        logits, the furthest one lies, and the share of sampled tokens that are among its top_k.
+
+    Raises:
+        ValueError: a share is under MIN_AGREEMENT, or tokens are missing.
     """
     result = {}
     for name, side in sides.items():
-        workloads: list[Workload | MixedWorkload] = [random_prompts(4)]
-        if name != PIPELINE:
-            workloads.append(tweets().head(16, max_tokens=16))
-        margins = [
-            margin
-            for workload in workloads
-            for prompt, token_ids in zip(
-                workload.prompt_token_ids,
-                side.generate(workload, greedy=True, batch_size=8),
-                strict=True,
-            )
-            for margin in sides[REFERENCE].margins(prompt, token_ids)
-        ]
-        share = sum(margin <= BACKENDS[name].near_tie for margin in margins) / len(margins)
-        result[name] = {"share": share, "largest_margin": max(margins)}
-        least = MIN_AGREEMENT[BACKENDS[name].precision]
-        if len(margins) != sum(workload.num_tokens for workload in workloads) or share < least:
+        greedy = _margins(name, side, sides[REFERENCE], greedy=True)
+        sampled = _margins(name, side, sides[REFERENCE], greedy=False)
+        near_tie, least = BACKENDS[name].near_tie, MIN_AGREEMENT[BACKENDS[name].precision]
+        share, sampled_share = (
+            sum(margin <= near_tie for margin in margins) / len(margins) for margins in (greedy, sampled)
+        )
+        if share < least:
             raise ValueError(f"{name} agrees with {REFERENCE} in {share:.1%} of the tokens, not {least:.0%}")
+        if sampled_share < least:
+            raise ValueError(
+                f"{sampled_share:.1%} of the tokens that {name} samples are among the top_k of {REFERENCE}, "
+                f"not {least:.0%}"
+            )
+        result[name] = {
+            "share": share,
+            "largest_margin": max(greedy),
+            "sampled_share": sampled_share,
+        }
     return result
+
+
+def _margins(name: str, side: Any, reference: Any, *, greedy: bool) -> list[float]:
+    """How far the tokens of a side lie below the reference's choice, or where they are sampled, its top_k."""
+    workloads: list[Workload | MixedWorkload] = [random_prompts(4)]
+    if name != PIPELINE:
+        workloads.append(tweets().head(16, max_tokens=16))
+    margins = [
+        margin
+        for workload in workloads
+        for prompt, token_ids in zip(
+            workload.prompt_token_ids, side.generate(workload, greedy=greedy, batch_size=8), strict=True
+        )
+        for margin in reference.margins(prompt, token_ids, top_k=1 if greedy else workload.top_k)
+    ]
+    expected = sum(workload.num_tokens for workload in workloads)
+    if len(margins) != expected:
+        raise ValueError(f"{name} gave {len(margins)} tokens, not {expected}")
+    return margins
 
 
 def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:

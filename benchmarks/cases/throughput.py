@@ -32,6 +32,7 @@ STATIC_BATCH_SIZE = 64
 SMALL_BATCH = 16
 """Every side takes part up to this size; in larger cases those that are not far behind, see `fast_enough`."""
 FAR_BEHIND = 4
+"""How many times as fast the fastest backend with weights of the same precision is."""
 NEW_TOKENS = {256: 16}
 """By batch size, where they are not 64: the slowest side then takes 20 seconds a round."""
 OFFLINE = ("hgt_infer_int8", "openvino_int8")
@@ -39,7 +40,7 @@ OFFLINE = ("hgt_infer_int8", "openvino_int8")
 
 
 def fast_enough(case: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """The names whose tokens a second in a case are a fourth of the best or more, and the reference."""
+    """The names that are not far behind in a case, in tokens a second, and the reference."""
     rates = {
         name: max(
             (spread["median"] for way, spread in case["tokens_per_s"].items() if backend_of(way) == name),
@@ -47,8 +48,15 @@ def fast_enough(case: Mapping[str, Any], names: Iterable[str]) -> list[str]:
         )
         for name in names
     }
-    least = max(rates.values()) / FAR_BEHIND
-    return [name for name, rate in rates.items() if rate >= least or name == REFERENCE]
+    best: dict[str, float] = {}
+    for name, rate in rates.items():
+        precision = BACKENDS[name].precision
+        best[precision] = max(best.get(precision, 0.0), rate)
+    return [
+        name
+        for name, rate in rates.items()
+        if rate >= best[BACKENDS[name].precision] / FAR_BEHIND or name == REFERENCE
+    ]
 
 
 class Timings:

@@ -18,6 +18,7 @@ from benchmarks.measure.checkpoints import write_model
 from benchmarks.measure.comparison import Spread, take_turns
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.paths import PEERS
+from benchmarks.measure.quiet import wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, long_prompt, random_prompts, tweets
 from benchmarks.peers.worker import Remote, WorkerError, prepare
 
@@ -93,6 +94,7 @@ def tune(
     *,
     num_rounds: int = 3,
     config: Any = None,
+    wait: Callable[[], dict[str, Any]] = wait_for_quiet,
     keep: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Time every backend with all that is tried of it, in turns.
@@ -102,6 +104,7 @@ def tune(
         folder: for the checkpoint of random weights and what backends make of it.
         num_rounds: of each case, after one that is not counted.
         config: transformers' configuration of the model; None is GPT-2 124M.
+        wait: waits until the machine is quiet, and returns what it found.
         keep: is given what there is of the result after each backend.
 
     Returns:
@@ -109,9 +112,15 @@ def tune(
     """
     environment = capture_environment()
     checkpoint = write_model(folder, config)
-    result: dict[str, Any] = {"environment": environment, "num_rounds": num_rounds, "tried": {}}
     for name in names:
         prepare(name, checkpoint, folder / name)
+    result: dict[str, Any] = {
+        "environment": environment,
+        "quiet": wait(),
+        "num_rounds": num_rounds,
+        "tried": {},
+    }
+    for name in names:
         result["tried"][name] = _tune(name, checkpoint, folder / name, num_rounds)
         keep(result)
     return result

@@ -92,7 +92,7 @@ def compare(
 
 
 def take_turns(timers: Mapping[str, Callable[[], Value]], *, num_rounds: int) -> dict[str, list[Value]]:
-    """What each timer gave in each round, by its name; every other round calls them in the opposite order."""
+    """What each timer gave in each round, by its name; see `turns` for their order."""
     values: dict[str, list[Value]] = {name: [] for name in timers}
     for _, name in turns(timers, num_rounds):
         values[name].append(timers[name]())
@@ -100,14 +100,19 @@ def take_turns(timers: Mapping[str, Callable[[], Value]], *, num_rounds: int) ->
 
 
 def turns(names: Iterable[str], num_rounds: int) -> Iterator[tuple[int, str]]:
-    """Yield the number of the round and whose turn it is; every other round is in the opposite order.
+    """Yield the number of the round and whose turn it is.
 
-    >>> list(turns(["a", "b"], 2))
-    [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
+    Every other round is in the opposite order, and every two rounds begin with the next name: each side has
+    early and late turns, and no two of them have the same distance in every round.
+
+    >>> ["".join(name for number, name in turns("abc", 4) if number == round) for round in range(4)]
+    ['abc', 'cba', 'bca', 'acb']
     """
     names = list(names)
     for number in range(num_rounds):
-        for name in names if number % 2 == 0 else reversed(names):
+        first = number // 2 % max(1, len(names))
+        order = names[first:] + names[:first]
+        for name in order if number % 2 == 0 else reversed(order):
             yield number, name
 
 

@@ -136,10 +136,13 @@ class Transformers:
             )
         return [tuple(row) for row in output_ids[:, width:].tolist()]
 
-    def margins(self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
-        """How far each token's logit lies below the largest one (end-of-text's left out): 0 where greedy.
+    def margins(
+        self, prompt_token_ids: Sequence[int], token_ids: Sequence[int], *, top_k: int = 1
+    ) -> list[float]:
+        """How far each token's logit lies below the top_k-th largest one; 0 where it does not.
 
-        One run over prompt and tokens, without padding and without a cache.
+        End-of-text's logit is left out. With the default the tokens of greedy decoding have 0. One run over
+        prompt and tokens, without padding and without a cache.
         """
         import torch
 
@@ -148,7 +151,8 @@ class Transformers:
             logits = self.model(ids).logits[0, len(prompt_token_ids) - 1 : -1].float()  # [tokens, vocabulary]
             logits[:, self.model.generation_config.eos_token_id] = -torch.inf
             chosen = logits.gather(1, torch.tensor(token_ids, device=self.device)[:, None])[:, 0]
-            margins: list[float] = (logits.max(dim=1).values - chosen).tolist()
+            least = logits.topk(min(top_k, logits.shape[1] - 1), dim=1).values[:, -1]
+            margins: list[float] = (least - chosen).clamp(min=0).tolist()
         return margins
 
 

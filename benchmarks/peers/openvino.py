@@ -62,11 +62,7 @@ class OpenVino:
         sampling = {} if greedy else workload.sampling
         samples = 1 if greedy else workload.n
         handles = [
-            self._pipeline.add_request(
-                number,
-                self._tensor(ids),
-                self._config(length, sampling, n=samples, seed=seeds[number] if seeds else number),
-            )
+            self._add(number, ids, length, sampling, n=samples, seed=seeds[number] if seeds else number)
             for number, (ids, length) in enumerate(
                 zip(workload.prompt_token_ids, workload.lengths, strict=True)
             )
@@ -81,8 +77,9 @@ class OpenVino:
         self, number: int, prompt_token_ids: Sequence[int], num_new_tokens: int, sampling: Mapping[str, Any]
     ) -> None:
         """See `measure.arrivals.Engine`."""
-        config = self._config(num_new_tokens, sampling, n=1, seed=number)
-        self._handles[number] = self._pipeline.add_request(number, self._tensor(prompt_token_ids), config)
+        self._handles[number] = self._add(
+            number, prompt_token_ids, num_new_tokens, sampling, n=1, seed=number
+        )
         self._counts[number] = 0
 
     def step(self) -> dict[int, int]:
@@ -102,7 +99,20 @@ class OpenVino:
         """See `measure.arrivals.Engine`."""
         return len(self._handles)
 
-    def _config(self, num_new_tokens: int, sampling: Mapping[str, Any], *, n: int, seed: int) -> Any:
+    def _add(
+        self,
+        number: int,
+        prompt_token_ids: Sequence[int],
+        num_new_tokens: int,
+        sampling: Mapping[str, Any],
+        *,
+        n: int,
+        seed: int,
+    ) -> Any:
+        """Hand a request to the pipeline, greedy where sampling is empty, and return its handle."""
+        import numpy as np
+        from openvino import Tensor
+
         config = self._genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = num_new_tokens
         config.ignore_eos = True
@@ -111,13 +121,7 @@ class OpenVino:
         config.do_sample = bool(sampling)
         for key, value in sampling.items():
             setattr(config, key, value)
-        return config
-
-    def _tensor(self, token_ids: Sequence[int]) -> Any:
-        import numpy as np
-        from openvino import Tensor
-
-        return Tensor(np.array([token_ids], np.int64))
+        return self._pipeline.add_request(number, Tensor(np.array([prompt_token_ids], np.int64)), config)
 
 
 def convert(checkpoint: Path, folder: Path, weights: str) -> None:

@@ -28,6 +28,7 @@ from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 from benchmarks.peers.backends import StaticBatches
 from benchmarks.peers.environments import python_of
 
+LOG = "log.txt"
 _KINDS = {"fixed": Workload, "mixed": MixedWorkload}
 
 
@@ -65,7 +66,8 @@ class Remote:
         self.name = name
         entry = BACKENDS[name]
         folder.mkdir(parents=True, exist_ok=True)
-        self._log = (folder / "log.txt").open("w+")
+        self._log = (folder / LOG).open("a+")  # other processes of this backend may write to it
+        self._log_start = self._log.tell()
         self._process = subprocess.Popen(
             [
                 str(python_of(entry.environment)),
@@ -126,10 +128,10 @@ class Remote:
         )
         return [Served(*times) for times in answer["served"]]
 
-    def margins(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
+    def margins(self, prompt: tuple[int, ...], token_ids: tuple[int, ...], *, top_k: int = 1) -> list[float]:
         """See Transformers.margins, which is the only backend that has them."""
-        margins: list[float] = self._ask(do="margins", prompt=prompt, token_ids=token_ids)["margins"]
-        return margins
+        answer = self._ask(do="margins", prompt=prompt, token_ids=token_ids, top_k=top_k)
+        return list(answer["margins"])
 
     def about(self) -> dict[str, Any]:
         """Its packages' versions, and whether torch is in its process."""
@@ -169,7 +171,7 @@ class Remote:
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
         if "error" in answer:
-            self._log.seek(0)
+            self._log.seek(self._log_start)
             end = " | ".join(self._log.read().splitlines()[-3:])
             raise WorkerError(f"{self.name}: {answer['error']}: {end}")
         return answer
@@ -178,8 +180,10 @@ class Remote:
 def prepare(name: str, checkpoint: Path, folder: Path) -> None:
     """Let a backend convert the checkpoint, so that no conversion is in its memory or its time.
 
-    What hgt_infer made before is made anew: it may be of another version of the exporter.
+    What hgt_infer made before is made anew: it may be of another version of the exporter. An earlier log is
+    removed.
     """
+    (folder / LOG).unlink(missing_ok=True)
     if is_ours(name):
         shutil.rmtree(folder / "model", ignore_errors=True)
     print(f"{name}: preparing", file=sys.stderr, flush=True)
@@ -219,7 +223,8 @@ def _handle(name: str, backend: Any, request: dict[str, Any]) -> dict[str, Any]:
         memory = memory_bytes(getattr(backend, "pid", "self"))
         return {"memory_mb": {name: memory[name] / 1e6 for name in ("resident", "peak")}}
     if request["do"] == "margins":
-        return {"margins": backend.margins(request["prompt"], request["token_ids"])}
+        margins = backend.margins(request["prompt"], request["token_ids"], top_k=request["top_k"])
+        return {"margins": margins}
     workload = _workload(request)
     if request["do"] == "serve":
         return {"served": serve(backend, workload, request["at"], batch_size=request["batch_size"])}

@@ -115,6 +115,12 @@ def test_margin_is_the_distance_to_the_largest_logit_but_end_of_texts(theirs: Tr
     margins = theirs.margins(prompt, (*greedy[:2], second_id))
     assert margins == pytest.approx([0, 0, largest - second], abs=1e-4)
     assert largest - second > 1e-2
+    # The second is among the two largest; the first lies above them, which counts as 0.
+    assert theirs.margins(prompt, (*greedy[:2], second_id), top_k=2) == pytest.approx([0, 0, 0], abs=1e-4)
+    third_id = int(torch.topk(logits, 3).indices[2])
+    third = float(torch.topk(logits, 3).values[2])
+    [*_, margin] = theirs.margins(prompt, (*greedy[:2], third_id), top_k=2)
+    assert margin == pytest.approx(second - third, abs=1e-4)
 
 
 def test_gate_names_the_first_difference() -> None:

@@ -48,9 +48,9 @@ def test_more_than_two_sides_take_turns() -> None:
     now, calls = [0.0], []
     sides = [FakeBackend(name, now, step, calls) for name, step in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
     timers = {side.name: partial(seconds_of_workload, side, MIXED, lambda: now[0]) for side in sides}
-    seconds = take_turns(timers, num_rounds=2)
-    assert calls == ["a", "b", "c", "c", "b", "a"]
-    assert seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [3.0, 3.0]}
+    seconds = take_turns(timers, num_rounds=4)
+    assert "".join(calls) == "abc" + "cba" + "bca" + "acb"
+    assert seconds == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
 
 
 def test_missing_tokens_stop_the_rounds() -> None:

@@ -105,7 +105,7 @@ def check_cases(result: dict[str, Any]) -> None:
     assert result["backends"]["transformers"]["company"]["sampled"] is None
     assert not result["backends"]["transformers"]["is_torch_free"]
     assert "torch" in result["backends"]["transformers"]["versions"]
-    assert result["agreement"]["hgt_infer"]["share"] == 1
+    assert result["agreement"]["hgt_infer"]["share"] == result["agreement"]["hgt_infer"]["sampled_share"] == 1
     assert 0.5 < result["agreement"]["hgt_infer_int8"]["share"] <= 1
     assert all(backend["memory_mb"]["resident"] > 10 for backend in result["backends"].values())
 
@@ -129,28 +129,36 @@ def check_pages(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
 
 
 class Side:
-    """Gives tokens, all of which lie so far below the reference's choice."""
+    """Gives tokens by their rank among the reference's, whose logits are 0, -1, -2 and so on."""
 
-    def __init__(self, margin: float, num_missing: int = 0) -> None:
-        self.margin, self.num_missing = margin, num_missing
+    def __init__(self, rank: int, sampled_rank: int = 0, num_missing: int = 0) -> None:
+        self.ranks = {True: rank, False: sampled_rank}
+        self.num_missing = num_missing
 
     def generate(self, workload: Workload, *, greedy: bool, batch_size: int | None) -> TokenIds:
-        assert greedy
-        return [(int(1000 * self.margin),) * (length - self.num_missing) for length in workload.lengths]
+        return [(self.ranks[greedy],) * (length - self.num_missing) for length in workload.lengths]
 
-    def margins(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
-        return [id_ / 1000 for id_ in token_ids]
+    def margins(self, prompt: tuple[int, ...], token_ids: tuple[int, ...], *, top_k: int) -> list[float]:
+        return [max(0.0, rank - (top_k - 1)) for rank in token_ids]
 
 
-def test_a_backend_that_chooses_other_tokens_is_refused() -> None:
-    reference: Any = Side(0.0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Side(1), r"hgt_infer agrees with transformers in 0\.0% of the tokens, not 100%"),
+        (Side(0, 50), r"0\.0% of the tokens that hgt_infer samples are among the top_k of transformers"),
+        (Side(0, num_missing=1), "hgt_infer gave 479 tokens, not 499"),
+    ],
+)
+def test_a_backend_that_chooses_other_tokens_is_refused(wrong: Any, message: str) -> None:
+    reference: Any = Side(0, 49)
     assert check({"transformers": reference, "hgt_infer": reference})["hgt_infer"] == {
         "share": 1.0,
         "largest_margin": 0.0,
+        "sampled_share": 1.0,
     }
-    for wrong in (Side(0.5), Side(0.0, num_missing=1)):
-        with pytest.raises(ValueError, match="hgt_infer agrees with transformers in "):
-            check({"transformers": reference, "hgt_infer": wrong})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=message):
+        check({"transformers": reference, "hgt_infer": wrong})
 
 
 @pytest.mark.integration
@@ -231,10 +239,18 @@ def test_tokens_alone_are_compared_with_those_in_company() -> None:
 
 
 def test_who_is_far_behind_is_left_out_of_larger_cases() -> None:
-    rates = {"fast": 100.0, "far": 24.0, "near": 25.0, "transformers, batches of 64": 3.0}
+    rates = {
+        "hgt_infer_int8": 100.0,
+        "openvino_int8": 25.0,
+        "llama_cpp_q8_0": 24.0,
+        "hgt_infer": 16.0,
+        "llama_cpp": 4.0,
+        "transformers, batches of 64": 3.0,
+    }
     case = {"tokens_per_s": {way: {"median": rate} for way, rate in rates.items()}}
-    names = ["fast", "far", "near", "transformers", "absent"]
-    assert throughput.fast_enough(case, names) == ["fast", "near", "transformers"]
+    names = [*(way.split(",")[0] for way in rates), "optimum"]
+    near = ["hgt_infer_int8", "openvino_int8", "hgt_infer", "llama_cpp", "transformers"]
+    assert throughput.fast_enough(case, names) == near
 
 
 def test_settings_are_tried_in_turns_and_what_does_not_run_is_told(
@@ -244,7 +260,8 @@ def test_settings_are_tried_in_turns_and_what_does_not_run_is_told(
     monkeypatch.setitem(tuning.TRIED, REFERENCE, trials)
     for name, value in (("BATCH_SIZES", (1, 2)), ("NUM_TWEETS", 3), ("LONG_PROMPT", 50)):
         monkeypatch.setattr(tuning, name, value)
-    result = tuning.tune([REFERENCE], tmp_path, num_rounds=2, config=CONFIG)
+    result = tuning.tune([REFERENCE], tmp_path, num_rounds=2, config=CONFIG, wait=lambda: QUIET)
+    assert result["quiet"] == QUIET
     tried = result["tried"][REFERENCE]
     cases = ["1", "2", "tweets", "50 tokens"]
     assert list(tried) == ["as in the suite", "num_threads=1, OMP_WAIT_POLICY=passive", "no_such=1"]
