@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.cases.throughput import OFFLINE, PIPELINE, REFERENCE, SMALL_BATCH, STATIC_BATCH_SIZE, Timings
 from benchmarks.measure.bounds import measure_bounds
 from benchmarks.measure.checkpoints import write_model
-from benchmarks.measure.comparison import Spread, is_ours, percentiles, take_turns
+from benchmarks.measure.comparison import Spread, is_ours, percentiles
 from benchmarks.measure.environment import capture_environment, num_physical_cores
-from benchmarks.measure.quiet import wait_for_quiet
+from benchmarks.measure.quiet import take_quiet_turns, wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, arrivals, one_prompt, random_prompts, tweets
 from benchmarks.peers.registry import BACKENDS
 from benchmarks.peers.worker import Remote, prepare
@@ -30,6 +30,8 @@ MIN_AGREEMENT = {"fp32": 1.0, "bf16": 0.5, "int8": 0.5}
 """The least share, by precision, of greedy tokens that are the reference's choice after the same text, and of
 sampled ones that are among its top_k; a fault leaves none. Random weights have many near-ties and magnify
 noise: how good int8 is, trained weights tell (`benchmarks.cases.quality`)."""
+MAX_LIKELIEST = 0.5
+"""The largest share of sampled tokens that are the reference's choice; of greedy tokens nearly all are."""
 NUM_IN_COMPANY = 8
 SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 5.0
@@ -41,7 +43,7 @@ SERVED = (
 """Backends that a service can be made of; llama.cpp is its own."""
 APART = ("vllm", "transformers_compiled", "transformers_pipeline", "optimum")
 """Backends that take turns with our sides and the reference alone, since 24 GB do not hold all processes.
-Each is slower than another backend of the same library."""
+None of them has been the strongest peer of a case."""
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,15 @@ def run(
         for name in names
         if plan.num_starts
     }
-    result["bounds"].append(_bounds("after"))
     keep(result)
-    if plan.num_offline:
-        with _open([name for name in OFFLINE if name in names], checkpoint, folder) as sides:
+    offline = [name for name in OFFLINE if name in names]
+    if plan.num_offline and offline:
+        with _open(offline, checkpoint, folder) as sides:
             timings = Timings(sides)
             timings.offline(plan.num_offline, num_rounds=plan.rounds_offline)
         result["cases"] += timings.cases
-        keep(result)
+    result["bounds"].append(_bounds("after"))
+    keep(result)
     return result
 
 
@@ -203,7 +206,7 @@ def _about(name: str, side: Remote, model: Path) -> dict[str, Any]:
         "cache_bytes": entry.cache_bytes,
         "environment": entry.environment,
         "settings": entry.settings,
-        "can": {"seeds": entry.has_seeds, "refills": not entry.is_static, "lengths": not entry.is_static},
+        "can": {"seeds": entry.has_seeds, "refills": not entry.is_static, "lengths": entry.has_lengths},
         "company": in_company(side, has_seeds=entry.has_seeds),
         "load_s": side.load_s,
         "weights_mb": _weights_mb(model),
@@ -231,52 +234,64 @@ def check(sides: dict[str, Remote]) -> dict[str, dict[str, float]]:
     """Check the tokens of every side by the reference's own logits after the same text.
 
     Returns:
-        By name: the share of greedy tokens that are the reference's choice, how far below its choice, in
-        logits, the furthest one lies, and the share of sampled tokens that are among its top_k.
+        By name: the share of greedy tokens that are the reference's choice, and how far below its choice, in
+        logits, the furthest one lies.
 
     Raises:
-        ValueError: a share is under MIN_AGREEMENT, or tokens are missing.
+        ValueError: too few greedy tokens are the reference's choice, too few of the sampled ones are among
+            its top_k, most of the sampled ones are its choice, or tokens are missing.
     """
     result = {}
     for name, side in sides.items():
-        greedy = _margins(name, side, sides[REFERENCE], greedy=True)
-        sampled = _margins(name, side, sides[REFERENCE], greedy=False)
-        near_tie, least = BACKENDS[name].near_tie, MIN_AGREEMENT[BACKENDS[name].precision]
-        share, sampled_share = (
-            sum(margin <= near_tie for margin in margins) / len(margins) for margins in (greedy, sampled)
-        )
+        least = MIN_AGREEMENT[BACKENDS[name].precision]
+        greedy, sampled = (_tokens(name, side, greedy=greedy) for greedy in (True, False))
+        margins = _margins(sides[REFERENCE], greedy)
+        share = _share(name, margins)
         if share < least:
             raise ValueError(f"{name} agrees with {REFERENCE} in {share:.1%} of the tokens, not {least:.0%}")
-        if sampled_share < least:
+        among = _share(name, _margins(sides[REFERENCE], sampled, top_k=Workload.top_k))
+        if among < least:
             raise ValueError(
-                f"{sampled_share:.1%} of the tokens that {name} samples are among the top_k of {REFERENCE}, "
+                f"of the tokens that {name} samples, {among:.1%} are among the top_k of {REFERENCE}, "
                 f"not {least:.0%}"
             )
-        result[name] = {
-            "share": share,
-            "largest_margin": max(greedy),
-            "sampled_share": sampled_share,
-        }
+        likeliest = _share(name, _margins(sides[REFERENCE], sampled))
+        if likeliest > MAX_LIKELIEST:
+            raise ValueError(
+                f"of the tokens that {name} samples, {likeliest:.1%} are the choice of {REFERENCE}, "
+                f"not {MAX_LIKELIEST:.0%} at most"
+            )
+        result[name] = {"share": share, "largest_margin": max(margins)}
     return result
 
 
-def _margins(name: str, side: Any, reference: Any, *, greedy: bool) -> list[float]:
-    """How far the tokens of a side lie below the reference's choice, or where they are sampled, its top_k."""
+def _tokens(name: str, side: Any, *, greedy: bool) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Generate what is checked, and return pairs of a prompt and its new tokens."""
     workloads: list[Workload | MixedWorkload] = [random_prompts(4)]
     if name != PIPELINE:
         workloads.append(tweets().head(16, max_tokens=16))
-    margins = [
-        margin
+    rows = [
+        row
         for workload in workloads
-        for prompt, token_ids in zip(
+        for row in zip(
             workload.prompt_token_ids, side.generate(workload, greedy=greedy, batch_size=8), strict=True
         )
-        for margin in reference.margins(prompt, token_ids, top_k=1 if greedy else workload.top_k)
     ]
+    num_tokens = sum(len(token_ids) for _, token_ids in rows)
     expected = sum(workload.num_tokens for workload in workloads)
-    if len(margins) != expected:
-        raise ValueError(f"{name} gave {len(margins)} tokens, not {expected}")
-    return margins
+    if num_tokens != expected:
+        raise ValueError(f"{name} gave {num_tokens} tokens, not {expected}")
+    return rows
+
+
+def _margins(
+    reference: Any, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, top_k: int = 1
+) -> list[float]:
+    return [margin for row in rows for margin in reference.margins(*row, top_k=top_k)]
+
+
+def _share(name: str, margins: Sequence[float]) -> float:
+    return sum(margin <= BACKENDS[name].near_tie for margin in margins) / len(margins)
 
 
 def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
@@ -290,7 +305,10 @@ def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
         serving = {
             name: partial(sides[name].serve, requests, at, batch_size=STATIC_BATCH_SIZE) for name in names
         }
-        for name, rounds in take_turns(serving, num_rounds=plan.rounds_of_others).items():
+        served_by, disturbed = take_quiet_turns(
+            serving, num_rounds=plan.rounds_of_others, pids=lambda name: [sides[name].pid]
+        )
+        for name, rounds in served_by.items():
             served = [*chain(*rounds)]
             first = [times.first_token_s for times in served]
             results.append(
@@ -302,6 +320,7 @@ def _serve(sides: Mapping[str, Remote], plan: Plan) -> list[dict[str, Any]]:
                     "first_token_s": percentiles(first),
                     "end_s": percentiles([times.end_s for times in served]),
                     "goodput": sum(value <= FIRST_TOKEN_GOAL_S for value in first) / len(first),
+                    "disturbed": disturbed[name],
                 }
             )
     return results
@@ -313,11 +332,13 @@ def _cold_starts(name: str, checkpoint: Path, folder: Path, num_starts: int) -> 
     Its files are in the page cache.
     """
     _say(f"cold start: {name}")
-    rounds = []
-    for _ in range(num_starts):
+
+    def start() -> float:
         with closing(Remote(name, checkpoint, folder)) as side:
-            rounds.append(side.load_s + side.seconds(one_prompt(1, num_new_tokens=1)))
-    return vars(Spread.of(rounds)) | {"rounds": rounds}
+            return side.load_s + side.seconds(one_prompt(1, num_new_tokens=1))
+
+    rounds, disturbed = take_quiet_turns({name: start}, num_rounds=num_starts)
+    return vars(Spread.of(rounds[name])) | {"rounds": rounds[name], "disturbed": disturbed[name]}
 
 
 def _weights_mb(folder: Path) -> float | None:

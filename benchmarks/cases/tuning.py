@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.throughput import LONG_PROMPT, STATIC_BATCH_SIZE
+from benchmarks.cases.throughput import LONG_PROMPT, STATIC_BATCH_SIZE, timing_numbers
 from benchmarks.measure.checkpoints import write_model
-from benchmarks.measure.comparison import Spread, take_turns
+from benchmarks.measure.comparison import Spread
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.paths import PEERS
-from benchmarks.measure.quiet import wait_for_quiet
+from benchmarks.measure.quiet import take_quiet_turns, wait_for_quiet
 from benchmarks.measure.workloads import MixedWorkload, Workload, long_prompt, random_prompts, tweets
 from benchmarks.peers.worker import Remote, WorkerError, prepare
 
@@ -129,48 +130,52 @@ def tune(
 def _tune(name: str, checkpoint: Path, folder: Path, num_rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with ExitStack() as stack:
-        sides = {}
+        sides: dict[str, Remote] = {}
+
+        def seconds(trial: str, workloads: Iterator[Workload | MixedWorkload]) -> float:
+            """Time the next workload; infinite where it fails."""
+            try:
+                return sides[trial].seconds(next(workloads), batch_size=STATIC_BATCH_SIZE)
+            except WorkerError as error:
+                results[trial]["error"] = str(error)
+                return math.inf
+
         for trial in TRIED[name]:
             print(f"{name}: {trial}", file=sys.stderr, flush=True)
+            results[str(trial)] = {}
             try:
-                sides[str(trial)] = stack.enter_context(
-                    closing(
-                        Remote(name, checkpoint, folder, settings=trial.settings, variables=trial.variables)
-                    )
-                )
-                results[str(trial)] = {}
+                side = Remote(name, checkpoint, folder, settings=trial.settings, variables=trial.variables)
+                sides[str(trial)] = stack.enter_context(closing(side))
             except WorkerError as error:
-                results[str(trial)] = {"error": str(error)}
+                results[str(trial)]["error"] = str(error)
         for case, workloads in _cases(num_rounds).items():
-            for trial_name, side in [*sides.items()]:
-                try:
-                    if (seconds := _seconds(side, workloads[-1])) > MAX_SECONDS:
-                        results[trial_name]["error"] = f"{case} took {seconds:.0f} s in its first run"
-                        del sides[trial_name]
-                except WorkerError as error:
-                    results[trial_name]["error"] = str(error)
+            timers = {trial: partial(seconds, trial, iter(workloads)) for trial in sides}
+            for trial_name, timer in [*timers.items()]:
+                if (first_s := timer()) > MAX_SECONDS:
+                    results[trial_name].setdefault("error", f"{case} took {first_s:.0f} s in its first run")
+                    del sides[trial_name], timers[trial_name]
+            durations, disturbed = take_quiet_turns(
+                timers, num_rounds=num_rounds, pids=lambda trial: [sides[trial].pid]
+            )
+            for trial_name, durations_s in durations.items():
+                if math.inf in durations_s:
                     del sides[trial_name]
-            timers = {
-                trial: map(partial(_seconds, side), workloads).__next__ for trial, side in sides.items()
-            }
-            for trial_name, durations in take_turns(timers, num_rounds=num_rounds).items():
-                rates = [_num_tokens(workloads[0]) / value for value in durations]
-                results[trial_name][case] = vars(Spread.of(rates))
+                    continue
+                rates = [_num_tokens(workloads[0]) / duration_s for duration_s in durations_s]
+                num_kept = sum(timing["is_kept"] for timing in disturbed[trial_name])
+                results[trial_name][case] = vars(Spread.of(rates)) | {"num_disturbed": num_kept}
     return results
 
 
-def _seconds(side: Remote, workload: Workload | MixedWorkload) -> float:
-    return side.seconds(workload, batch_size=STATIC_BATCH_SIZE)
-
-
 def _cases(num_rounds: int) -> dict[str, Sequence[Workload | MixedWorkload]]:
-    """What each round and a last run that is not counted compute, by case."""
-    times = num_rounds + 1
+    """What each timing computes, by case; see `throughput.Timings`."""
+    numbers = timing_numbers(num_rounds)
     cases: dict[str, Sequence[Workload | MixedWorkload]] = {
-        str(batch_size): [random_prompts(batch_size)] * times for batch_size in BATCH_SIZES
+        str(batch_size): [random_prompts(batch_size, number) for number in numbers]
+        for batch_size in BATCH_SIZES
     }
-    cases["tweets"] = [tweets().part(0, NUM_TWEETS)] * times
-    cases[f"{LONG_PROMPT} tokens"] = [long_prompt(LONG_PROMPT, number) for number in range(times)]
+    cases["tweets"] = [tweets().part(0, NUM_TWEETS)] * len(numbers)
+    cases[f"{LONG_PROMPT} tokens"] = [long_prompt(LONG_PROMPT, number) for number in numbers]
     return cases
 
 

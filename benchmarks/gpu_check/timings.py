@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,11 @@ def time_decode(subject: Subject) -> Iterator[Result]:
 
 def _decode(subject: Subject, batch_size: int) -> Result:
     num_new_tokens = subject.scale.num_new_tokens
-    prompts = subject.prompts(batch_size, length=4)
+    prompts = (subject.prompts(batch_size, length=4, seed=seed) for seed in count())  # none is in the cache
     params = [fixed_length(num_new_tokens, seed=n, **SETTINGS) for n in range(batch_size)]
     with subject.generator(num_slots=batch_size) as generator:
-        lengths = [len(output.prompt_token_ids) for output in generator.generate(prompts, params)]
-        seconds = seconds_of(lambda: generator.generate(prompts, params), subject.scale.num_rounds)
+        lengths = [len(output.prompt_token_ids) for output in generator.generate(next(prompts), params)]
+        seconds = seconds_of(lambda: generator.generate(next(prompts), params), subject.scale.num_rounds)
         gpus = read_gpus()  # clocks that are still warm
     num_steps = num_new_tokens + max(lengths) - 1
     rates = [batch_size * num_new_tokens / s for s in seconds]

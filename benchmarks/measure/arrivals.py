@@ -1,13 +1,14 @@
 """Requests that arrive at their own times, open loop: nobody waits for an answer before the next one is sent.
 
 A backend that refills takes each request when it arrives. Of one that has static batches alone, all that wait
-are taken as a batch, up to its size, and nothing is seen of it before it ends.
+are taken as a batch, up to its size.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from benchmarks.measure.workloads import MixedWorkload, TokenIds
@@ -37,12 +38,18 @@ class Engine(Protocol):
 
 
 def serve(backend: Any, workload: MixedWorkload, at: Sequence[float], *, batch_size: int) -> list[Served]:
-    """Serve every request, each of which arrives `at` seconds after the start."""
+    """Serve every request, each of which arrives `at` seconds after the start.
+
+    Raises:
+        ValueError: a request did not get all of its tokens.
+    """
     if hasattr(backend, "serve"):
         served: list[Served] = backend.serve(workload, at)
         return served
+    if hasattr(backend, "time_tokens"):
+        return serve_in_batches(backend.time_tokens, workload, at, batch_size)
     if hasattr(backend, "generate_padded"):
-        return serve_in_batches(backend.generate_padded, workload, at, batch_size)
+        return serve_in_batches(partial(_time_whole, backend.generate_padded), workload, at, batch_size)
     return serve_by_steps(backend, workload, at)
 
 
@@ -68,16 +75,23 @@ def serve_by_steps(engine: Engine, workload: MixedWorkload, at: Sequence[float])
             first[number] = first[number] or now
             if count == workload.lengths[number]:
                 end[number] = now
+    if unfinished := [number for number, seconds in enumerate(end) if not seconds]:
+        raise ValueError(f"requests that did not get all of their tokens: {unfinished}")
     return [Served(first[number] - at[number], end[number] - at[number]) for number in range(len(at))]
 
 
 def serve_in_batches(
-    generate_padded: Callable[[MixedWorkload], TokenIds],
+    time_tokens: Callable[[MixedWorkload], Sequence[tuple[float, float]]],
     workload: MixedWorkload,
     at: Sequence[float],
     batch_size: int,
 ) -> list[Served]:
-    """Serve requests in static batches of those that wait, batch_size at most."""
+    """Serve requests in static batches of those that wait, batch_size at most.
+
+    Args:
+        time_tokens: generates a batch, and returns the times of `time.perf_counter` at which the first token
+            of each request was there, and its last.
+    """
     served: list[Served] = []
     start = time.perf_counter()
     while len(served) < len(at):
@@ -86,7 +100,20 @@ def serve_in_batches(
         now = time.perf_counter() - start
         waiting = sum(arrival <= now for arrival in at[first : first + batch_size])
         stop = first + max(1, waiting)
-        generate_padded(workload.part(first, stop))
-        end = time.perf_counter() - start
-        served += [Served(end - arrival, end - arrival) for arrival in at[first:stop]]
+        times = time_tokens(workload.part(first, stop))
+        served += [
+            Served(first_token - start - arrival, end - start - arrival)
+            for (first_token, end), arrival in zip(times, at[first:stop], strict=True)
+        ]
     return served
+
+
+def _time_whole(
+    generate_padded: Callable[[MixedWorkload], TokenIds], batch: MixedWorkload
+) -> list[tuple[float, float]]:
+    """Nothing is seen of a batch before it ends."""
+    lengths = [*map(len, generate_padded(batch))]
+    if len(lengths) != len(batch.lengths) or min(lengths) < max(batch.lengths):
+        raise ValueError(f"a batch of {len(batch.lengths)} requests gave rows of {lengths} tokens")
+    now = time.perf_counter()
+    return [(now, now)] * len(lengths)

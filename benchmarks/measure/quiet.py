@@ -9,13 +9,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.measure.comparison import turns
 
 PROC = Path("/proc")
 DISTURBED_SHARE = 0.03  # of the processor time that the machine has
 DISTURBED_S = 0.05  # clock ticks are 10 ms, and every count is rounded to them
+MAX_REPEATS = 2
+"""Of a disturbed timing."""
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -105,38 +109,38 @@ def watch(pids: Collection[int] = ()) -> Iterator[Watched]:
 
 
 def take_quiet_turns(
-    timers: Mapping[str, Callable[[], float]],
+    timers: Mapping[str, Callable[[], Value]],
     *,
     num_rounds: int,
     pids: Callable[[str], Collection[int]] = lambda name: (),
-    max_repeats: int = 2,
-) -> tuple[dict[str, list[float]], dict[str, list[dict[str, Any]]]]:
+) -> tuple[dict[str, list[Value]], dict[str, list[dict[str, Any]]]]:
     """Call the timers like comparison.take_turns, and repeat each timing that was disturbed at once.
 
+    After MAX_REPEATS that are disturbed too, the one that lost the least processor time counts.
+
     Args:
-        timers: each returns seconds.
+        timers: each measures something, and returns it.
         num_rounds: timings of each that count.
         pids: gives the processes that work for a timer, see watch.
-        max_repeats: of a timing. Where all are disturbed, the one that lost the least processor time counts.
 
     Returns:
-        The seconds of each round, and the timings that were disturbed (round, seconds, others_s, steal_s and
-        whether it counts all the same, is_kept); both by the timer's name.
+        What counts of each round, and the timings that were disturbed (round, how long it took as wall_s,
+        others_s, steal_s and whether it counts all the same, is_kept); both by the timer's name.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    values: dict[str, list[Value]] = {name: [] for name in timers}
     disturbed: dict[str, list[dict[str, Any]]] = {name: [] for name in timers}
     for number, name in turns(timers, num_rounds):
-        tries: list[tuple[float, Watched]] = []
-        while len(tries) <= max_repeats and all(watched.is_disturbed for _, watched in tries):
+        tries: list[tuple[Value, Watched]] = []
+        while len(tries) <= MAX_REPEATS and all(watched.is_disturbed for _, watched in tries):
             with watch(pids(name)) as watched:
-                duration = timers[name]()
-            tries.append((duration, watched))
+                value = timers[name]()
+            tries.append((value, watched))
         kept = min(tries, key=lambda timing: (timing[1].is_disturbed, timing[1].lost_s))
-        seconds[name].append(kept[0])
+        values[name].append(kept[0])
         disturbed[name] += [
             {
                 "round": number,
-                "seconds": timing[0],
+                "wall_s": timing[1].wall_s,
                 "others_s": timing[1].others_s,
                 "steal_s": timing[1].steal_s,
                 "is_kept": timing is kept,
@@ -144,7 +148,7 @@ def take_quiet_turns(
             for timing in tries
             if timing[1].is_disturbed
         ]
-    return seconds, disturbed
+    return values, disturbed
 
 
 def _machine_times() -> tuple[float, float, int] | None:

@@ -138,15 +138,19 @@ class Backend(Protocol[AnyWorkload]):
         """The new tokens of each sample, in the order of the prompts."""
 
 
-def random_prompts(batch_size: int) -> Workload:
-    """Different prompts of four letters, each a token of `byte_tokenizer`; a larger batch begins alike."""
-    prompts = different_prompts(batch_size, random.Random(SEED), lambda: PROMPT_LENGTH)
+def random_prompts(batch_size: int, number: int = 0) -> Workload:
+    """Different prompts of four letters, each a token of `byte_tokenizer`; a larger batch begins alike.
+
+    Each number gives other prompts: hgt_infer finds those that it has just seen in its cache.
+    """
+    rng = random.Random(f"{SEED} {number}" if number else SEED)
+    prompts = different_prompts(batch_size, rng, lambda: PROMPT_LENGTH)
     return Workload(prompts=prompts, prompt_token_ids=_letter_ids(prompts))
 
 
-def one_prompt(n: int, *, num_new_tokens: int) -> Workload:
-    """n samples of one prompt of four letters."""
-    return replace(random_prompts(1), n=n, num_new_tokens=num_new_tokens)
+def one_prompt(n: int, number: int = 0, *, num_new_tokens: int) -> Workload:
+    """n samples of one prompt of four letters; each number gives another prompt."""
+    return replace(random_prompts(1, number), n=n, num_new_tokens=num_new_tokens)
 
 
 def long_prompt(num_tokens: int, number: int) -> Workload:

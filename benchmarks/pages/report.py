@@ -73,14 +73,16 @@ def insert_report(result: Result, page: Path, pictures: Path, readme: Path) -> N
 
     Raises:
         ValueError: the marks are missing, or the result is not to be published: of a machine that was not
-            quiet, of files that no commit has, or of a quick run.
+            quiet, of files that no commit has, of a quick or unfinished run, or of one without all backends.
     """
     if not result["quiet"]["is_quiet"]:
         raise ValueError("the machine was not quiet in this run: it is not published")
     if result["environment"]["commit"].endswith("+"):
         raise ValueError(f"some files differed from commit {result['environment']['commit']} in this run")
-    if not result["serving"]:
+    if not result["serving"] or result["bounds"][-1]["when"] != "after":
         raise ValueError("this is a quick or unfinished run: it is not published")
+    if result["absent"]:
+        raise ValueError(f"backends that are not in this run: {', '.join(result['absent'])}")
     blocks = _write_pictures(result, pictures)
     body = to_markdown(blocks[1:]).replace("\n## ", "\n### ")
     body = re.sub(r"\]\(([a-z_]+\.png)\)", rf"]({pictures.name}/\1)", body)

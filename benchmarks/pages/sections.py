@@ -99,10 +99,9 @@ def strongest_peers(result: Result) -> Iterator[Block]:
     """A row for each case: our side, the fastest peer, and how they stand to each other."""
     yield Heading("Beside the strongest peer")
     yield Text(
-        "The strongest peer of a case is the one with the highest median, in its best batch or number of "
-        "slots. The ratio is our speed over its speed in each round. A side is ahead where it is faster in 5 "
-        "of 5 or in 9 of 10 rounds (a sign test at 10 %), else the sides are level. Fewer than 5 rounds "
-        "decide nothing."
+        "The strongest peer of a case is the one with the highest median. The ratio is our speed over its "
+        "speed in each round. A side is ahead where it is faster in 5 of 5 or in 9 of 10 rounds (a sign test "
+        "at 10 %), else the sides are level. Fewer than 5 rounds decide nothing."
     )
     for category in categories_of(result):
         stands = standings(result, category)
@@ -210,8 +209,9 @@ def arrivals(result: Result) -> Iterator[Block]:
     yield Heading("Poisson arrivals")
     yield Text(
         "Open loop: requests as long as tweets arrive as a Poisson process, whether earlier ones are done or "
-        "not. Goodput is the share whose first token came within 0.5 s. A static batch shows nothing before "
-        f"it ends. Percentiles are over the requests of all {result['serving'][0]['num_rounds']} rounds."
+        "not. Goodput is the share whose first token came within 0.5 s. A static batch of transformers shows "
+        "nothing before it ends. Percentiles are over the requests of all "
+        f"{result['serving'][0]['num_rounds']} rounds."
     )
     yield Table(
         [
@@ -241,7 +241,7 @@ def abilities(result: Result) -> Iterator[Block]:
     yield Heading("What each side can do")
     yield Text(
         "In company: prompts whose tokens are the same alone and among others. Refilling: a new request "
-        "takes the place of an ended one at once. Memory is resident after the fixed lengths."
+        "takes the place of an ended one at once. Memory is resident after the largest batch of the side."
     )
     yield Table(
         [
@@ -310,11 +310,7 @@ def quietness(result: Result) -> Iterator[Block]:
     yield Heading("How quiet the machine was")
     end = "then the machine was quiet" if quiet["is_quiet"] else "and timed out: the machine was not quiet"
     yield Text(f"Load at the start: {quiet['load']:.2f}. The run waited {quiet['waited_s']:,.0f} s, {end}.")
-    counts = [
-        (case, way, *_disturbed(case, way))
-        for case in (*result["cases"], *result["apart"])
-        for way in case["disturbed"]
-    ]
+    counts = [(label, way, *_counts(timings)) for label, way, timings in _disturbed_timings(result)]
     repeated, kept = (sum(count[place] for count in counts) for place in (2, 3))
     yield Text(
         f"Timings that were repeated because others took processor time in them: {repeated}. Timings that "
@@ -324,8 +320,8 @@ def quietness(result: Result) -> Iterator[Block]:
         yield Table(
             ["", "side", "repeated", "disturbed and kept"],
             [
-                [f"{case_label(case)}{_mark(case)}", way, str(num_repeated), str(num_kept)]
-                for case, way, num_repeated, num_kept in counts
+                [label, way, str(num_repeated), str(num_kept)]
+                for label, way, num_repeated, num_kept in counts
                 if num_repeated or num_kept
             ],
         )
@@ -352,14 +348,25 @@ def _num_rounds(case: Result) -> int:
     return len(next(iter(case["seconds"].values())))
 
 
-def _disturbed(case: Result, way: str) -> tuple[int, int]:
-    """Count the timings of a way that were repeated, and those that were kept."""
-    kept = sum(timing["is_kept"] for timing in case["disturbed"][way])
-    return len(case["disturbed"][way]) - kept, kept
+def _disturbed_timings(result: Result) -> Iterator[tuple[str, str, Sequence[Result]]]:
+    """Yield what was timed, of which way, and its timings that were disturbed."""
+    for case in (*result["cases"], *result["apart"]):
+        for way, timings in case["disturbed"].items():
+            yield f"{case_label(case)}{_mark(case)}", way, timings
+    for entry in result["serving"]:
+        yield f"arrivals, {entry['rate']:g} a second", entry["backend"], entry.get("disturbed", ())
+    for name, starts in result["first_token_s"].items():
+        yield "import to first token", name, starts.get("disturbed", ())
+
+
+def _counts(timings: Sequence[Result]) -> tuple[int, int]:
+    """Count the timings that were repeated, and those that were kept."""
+    kept = sum(timing["is_kept"] for timing in timings)
+    return len(timings) - kept, kept
 
 
 def _mark(case: Result) -> str:
-    return "*" if any(_disturbed(case, way)[1] for way in case["disturbed"]) else ""
+    return "*" if any(_counts(timings)[1] for timings in case["disturbed"].values()) else ""
 
 
 def _standing_row(stand: Standing) -> list[str]:

@@ -46,8 +46,10 @@ CATEGORIES = (
     Category(
         "hgt_infer",
         "strongest fp32 peer",
-        "with fp32 weights and products",
-        lambda backend: (backend["precision"], backend["arithmetic"]) == ("fp32", "fp32"),
+        "with fp32 weights, products and cache",
+        lambda backend: (
+            (backend["precision"], backend["arithmetic"], backend["cache_bytes"]) == ("fp32", "fp32", 4)
+        ),
     ),
 )
 

@@ -57,8 +57,12 @@ class HgtInfer:
         served: dict[int, Served] = {}
 
         def follow(number: int, arrival: float, deltas: Any) -> None:
-            times = [time.perf_counter() for _ in deltas]
-            served[number] = Served(times[0] - arrival, times[-1] - arrival)
+            times, num_tokens = [], 0
+            for delta in deltas:
+                times.append(time.perf_counter())
+                num_tokens += len(delta.token_ids)
+            if num_tokens == workload.lengths[number]:
+                served[number] = Served(times[0] - arrival, times[-1] - arrival)
 
         threads = []
         start = time.perf_counter()
@@ -71,6 +75,8 @@ class HgtInfer:
             threads[-1].start()
         for thread in threads:
             thread.join()
+        if len(served) < len(at):
+            raise ValueError(f"{len(at) - len(served)} requests did not get all of their tokens")
         return [served[number] for number in range(len(at))]
 
     def close(self) -> None:

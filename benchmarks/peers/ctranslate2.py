@@ -1,7 +1,9 @@
-"""CTranslate2: its own format, its own kernels, static batches."""
+"""CTranslate2: its own format, its own kernels, static batches whose rows end one by one."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,34 @@ class CTranslate2:
         return [row for row in ids for _ in range(workload.n if greedy else 1)]
 
     def generate_padded(self, batch: MixedWorkload, *, greedy: bool = False) -> TokenIds:
-        """All requests at once, until the longest one has its length."""
-        return self._generate(batch, max(batch.lengths), 1, greedy=greedy)
+        """All requests at once, each until it has its length."""
+        counts = [0] * len(batch.lengths)
+
+        def is_last(step: Any) -> bool:
+            counts[step.batch_id] += 1
+            return counts[step.batch_id] == batch.lengths[step.batch_id]
+
+        return self._generate(batch, max(batch.lengths), 1, greedy=greedy, callback=is_last)
+
+    def time_tokens(self, batch: MixedWorkload) -> list[tuple[float, float]]:
+        """See `measure.arrivals.serve_in_batches`."""
+        times: list[list[float]] = [[] for _ in batch.lengths]
+
+        def is_last(step: Any) -> bool:
+            times[step.batch_id].append(time.perf_counter())
+            return len(times[step.batch_id]) == batch.lengths[step.batch_id]
+
+        self._generate(batch, max(batch.lengths), 1, callback=is_last)
+        return [(row[0], row[-1]) for row in times]
 
     def _generate(
-        self, workload: Workload | MixedWorkload, num_new_tokens: int, n: int, *, greedy: bool
+        self,
+        workload: Workload | MixedWorkload,
+        num_new_tokens: int,
+        n: int,
+        *,
+        greedy: bool = False,
+        callback: Callable[[Any], bool] | None = None,
     ) -> TokenIds:
         settings: dict[str, Any] = {}
         if not greedy:
@@ -58,6 +83,7 @@ class CTranslate2:
             max_length=num_new_tokens,
             min_length=num_new_tokens,
             include_prompt_in_result=False,
+            callback=callback,
             **settings,
         )
         return [tuple(ids) for result in results for ids in result.sequences_ids]

@@ -1,8 +1,8 @@
 """Every backend that a suite can time on a CPU, by name: how it is made, and what it cannot do.
 
-All have the same weights, threads and prompts, and sample alike. Other settings are chosen for all cases
-together out of those that `python -m benchmarks tune` tries. Backends that pad take requests of mixed lengths
-in static batches.
+All have the same weights, threads and prompts, and sample alike. Backends of fp32 have a cache of fp32. Other
+settings are chosen for all cases together out of those that `python -m benchmarks tune` tries. Backends that
+pad take requests of mixed lengths in static batches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Entry:
         precision: of the weights as they are read: fp32, bf16 or int8.
         arithmetic: of the products of matrices, named alike.
         cache_bytes: of each number in its key-value cache.
-        is_static: whether it takes static batches alone, without a length for each request.
+        is_static: whether it takes static batches alone: no request joins one that runs.
+        has_lengths: whether each request of a batch ends by itself.
         has_seeds: whether each request can have a seed of its own.
         near_tie: how far below the reference's choice, in logits, its own may lie and count as the same.
         settings: in words, what it runs with.
@@ -60,6 +61,7 @@ class Entry:
     arithmetic: str = "fp32"
     cache_bytes: int = 4
     is_static: bool = False
+    has_lengths: bool = True
     has_seeds: bool = False
     near_tie: float = NEAR_TIE
     settings: str = "default settings"
@@ -192,12 +194,14 @@ BACKENDS: dict[str, Entry] = {
         make=partial(_from_checkpoint, Transformers),
         packages=TORCH,
         is_static=True,
+        has_lengths=False,
         settings="sdpa attention, a cache that grows",
     ),
     "transformers_compiled": Entry(
         make=partial(_from_checkpoint, CompiledTransformers),
         packages=TORCH,
         is_static=True,
+        has_lengths=False,
         settings="a static cache, torch.compile",
     ),
     "transformers_generate_batch": Entry(
@@ -207,7 +211,7 @@ BACKENDS: dict[str, Entry] = {
         settings="blocks of 32 tokens, sdpa attention",
     ),
     "transformers_pipeline": Entry(
-        make=lambda checkpoint, _: Pipeline(checkpoint), packages=TORCH, is_static=True
+        make=lambda checkpoint, _: Pipeline(checkpoint), packages=TORCH, is_static=True, has_lengths=False
     ),
-    "optimum": Entry(make=Optimum, packages=["optimum", *TORCH], is_static=True),
+    "optimum": Entry(make=Optimum, packages=["optimum", *TORCH], is_static=True, has_lengths=False),
 }

@@ -23,7 +23,7 @@ class Vllm:
 
     Args:
         checkpoint: is read as it is.
-        folder: for what vLLM compiles.
+        folder: beside it lies what vLLM compiles.
         dtype: of weights, products and cache: "float32" or "bfloat16".
         num_slots: the most sequences in one step.
         settings: further ones of vLLM's EngineArgs.
@@ -38,7 +38,7 @@ class Vllm:
         os.environ |= {
             "OMP_NUM_THREADS": str(num_physical_cores()),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CACHE_ROOT": str(folder),
+            "VLLM_CACHE_ROOT": str(folder.with_name("compiled")),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }

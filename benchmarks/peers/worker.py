@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 from benchmarks.peers.backends import StaticBatches
 from benchmarks.peers.environments import python_of
 
+ANSWER_TIMEOUT_S = 1800.0
+"""A process that is silent for so long is killed."""
 LOG = "log.txt"
 _KINDS = {"fixed": Workload, "mixed": MixedWorkload}
 
@@ -168,7 +171,12 @@ class Remote:
 
     def _answer(self) -> Mapping[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        timer = threading.Timer(ANSWER_TIMEOUT_S, self._process.kill)
+        timer.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
         if "error" in answer:
             self._log.seek(self._log_start)

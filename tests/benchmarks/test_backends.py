@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from benchmarks.peers.backends import (
     Transformers,
     check_greedy,
 )
+from benchmarks.peers.ctranslate2 import CTranslate2
 from benchmarks.peers.environments import python_of
 from hgt_infer.export import export_checkpoint
 
@@ -131,6 +133,23 @@ def test_gate_names_the_first_difference() -> None:
 
     with pytest.raises(ValueError, match="a and b differ in sample 3 at step 2"):
         check_greedy(FakeBackend("a", [0.0], 1, []), Different("b", [0.0], 1, []), TINY)
+
+
+def test_rows_of_ctranslate2_end_one_by_one(
+    byte_checkpoint: Path, theirs: Transformers, tmp_path: Path
+) -> None:
+    side = CTranslate2(byte_checkpoint, tmp_path / "model", compute_type="float32")
+    mixed = tweets().head(20, max_tokens=12)
+    expected = StaticBatches(theirs.generate_padded, 20).generate(mixed, greedy=True)
+    assert side.generate_padded(mixed, greedy=True) == expected
+    assert [*map(len, side.generate_padded(mixed))] == [*mixed.lengths]
+    start = time.perf_counter()
+    times = side.time_tokens(mixed)
+    assert all(start < first <= end for first, end in times)
+    assert [first == end for first, end in times] == [length == 1 for length in mixed.lengths]
+    assert len({end for _, end in times}) > 1
+    fixed = replace(random_prompts(3), num_new_tokens=8)
+    assert side.generate(fixed, greedy=True) == theirs.generate(fixed, greedy=True)
 
 
 VLLM_PYTHON = python_of("vllm")

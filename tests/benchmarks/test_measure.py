@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import numpy as np
 import psutil
@@ -24,12 +25,8 @@ from benchmarks.measure.comparison import Comparison, Spread, compare, seconds_o
 from benchmarks.measure.environment import capture_environment
 from benchmarks.measure.fresh_processes import in_fresh_processes
 from benchmarks.measure.quiet import Watched, take_quiet_turns, wait_for_quiet, watch
-from benchmarks.measure.workloads import (
-    MixedWorkload,
-)
-from benchmarks.peers.backends import (
-    StaticBatches,
-)
+from benchmarks.measure.workloads import MixedWorkload, TokenIds
+from benchmarks.peers.backends import StaticBatches
 
 REQUESTS = MixedWorkload(
     prompts=("a", "b", "c", "d"), prompt_token_ids=((0,), (1,), (2,), (3,)), lengths=(1, 2, 3, 4)
@@ -296,12 +293,12 @@ def test_disturbed_timings_are_repeated_at_once(fake_proc: FakeProc) -> None:
     assert calls == ["a", "b", "b", "b", "b", "a", "a"]
     assert seconds == {"a": [1.0, 1.0], "b": [21.0, 1.0]}
     assert disturbed["a"] == [
-        {"round": 1, "seconds": 31.0, "others_s": pytest.approx(0.3), "steal_s": 0.0, "is_kept": False}
+        {"round": 1, "wall_s": ANY, "others_s": pytest.approx(0.3), "steal_s": 0.0, "is_kept": False}
     ]
-    assert [(entry["round"], entry["seconds"], entry["is_kept"]) for entry in disturbed["b"]] == [
-        (0, 41.0, False),
-        (0, 21.0, True),
-        (0, 31.0, False),
+    assert [(entry["round"], entry["others_s"], entry["is_kept"]) for entry in disturbed["b"]] == [
+        (0, pytest.approx(0.4), False),
+        (0, pytest.approx(0.2), True),
+        (0, pytest.approx(0.3), False),
     ]
 
 
@@ -317,7 +314,7 @@ def test_processes_of_ours_are_asked_for_at_each_timing(fake_proc: FakeProc) -> 
     assert seconds == {"a": [1.0]}
     assert [entry["is_kept"] for entry in disturbed["a"]] == [False]
     assert len(ours) == 2  # ours by the second try
-    _, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda name: [30], max_repeats=0)
+    _, disturbed = take_quiet_turns({"a": timer}, num_rounds=1, pids=lambda name: [30])
     assert disturbed == {"a": []}
 
 
@@ -344,9 +341,10 @@ class Batches:
         self.sizes: list[int] = []
         self.now_s = 0.0
 
-    def generate_padded(self, batch: MixedWorkload) -> None:
+    def generate_padded(self, batch: MixedWorkload) -> TokenIds:
         self.sizes.append(len(batch.prompts))
         self.now_s += 0.05
+        return [(7,) * max(batch.lengths)] * len(batch.prompts)
 
     def perf_counter(self) -> float:
         return self.now_s
@@ -369,3 +367,41 @@ def test_static_batches_take_all_that_wait_and_show_nothing_before_they_end(
     served = arrivals.serve(full, REQUESTS, (0.0, 0.01, 0.02, 0.03), batch_size=2)
     assert served[3].end_s == pytest.approx(0.12)  # it arrived in the first batch's time and waited for two
     assert full.sizes == [1, 2, 1]
+
+
+class Losing:
+    """An engine whose steps give every request but the last one all of its tokens."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}
+
+    def add_request(self, number: int, prompt: Any, num_new_tokens: int, sampling: Any) -> None:
+        self.lengths[number] = num_new_tokens
+
+    def step(self) -> dict[int, int]:
+        given, self.lengths = self.lengths, {}
+        given.pop(3, None)
+        return given
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.lengths)
+
+
+def test_requests_without_all_of_their_tokens_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"did not get all of their tokens: \[3\]"):
+        arrivals.serve(Losing(), REQUESTS, (0.0,) * 4, batch_size=1)
+    batches: Any = type("Batches", (), {"generate_padded": lambda _, batch: [(7,)] * len(batch.prompts)})
+    with pytest.raises(ValueError, match=r"a batch of 4 requests gave rows of \[1, 1, 1, 1\] tokens"):
+        arrivals.serve(batches(), REQUESTS, (0.0,) * 4, batch_size=4)
+
+
+def test_static_batches_may_tell_the_time_of_each_token() -> None:
+    class Told:
+        def time_tokens(self, batch: MixedWorkload) -> list[tuple[float, float]]:
+            now = time.perf_counter()
+            return [(now + 1, now + length) for length in batch.lengths]
+
+    served = arrivals.serve(Told(), REQUESTS, (0.0,) * 4, batch_size=4)
+    assert [times.first_token_s for times in served] == pytest.approx([1.0] * 4, abs=0.5)
+    assert [times.end_s for times in served] == pytest.approx([1.0, 2.0, 3.0, 4.0], abs=0.5)

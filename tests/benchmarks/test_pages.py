@@ -70,7 +70,7 @@ def test_each_category_has_its_strongest_peer_by_case() -> None:
     ]
     tallies = [text for text in texts(strongest_peers(result)) if "beside" in text]
     assert "any precision: ahead in 1, level in 0, behind in 1 of 2 cases." in tallies[0]
-    assert "fp32 weights and products: ahead in 2, level in 0, behind in 0 of 2 cases." in tallies[1]
+    assert "fp32 weights, products and cache: ahead in 2, level in 0, behind in 0 of 2 cases." in tallies[1]
 
 
 def test_the_best_way_of_a_side_counts() -> None:
@@ -159,7 +159,7 @@ def test_cases_with_disturbed_timings_are_marked(result: dict[str, Any]) -> None
     assert "repeated because others took processor time in them: 0." in texts(quietness(result))[1]
     assert not rows(quietness(result))
     assert "*" not in to_markdown([*page(result)])
-    disturbed = {"round": 1, "seconds": 2.0, "others_s": 0.5, "steal_s": 0.0, "is_kept": False}
+    disturbed = {"round": 1, "wall_s": 2.0, "others_s": 0.5, "steal_s": 0.0, "is_kept": False}
     result["cases"][0]["disturbed"]["peer"] = [disturbed]
     result["cases"][1]["disturbed"]["peer"] = [disturbed, disturbed, disturbed | {"is_kept": True}]
     text = texts(quietness(result))[1]
@@ -167,6 +167,12 @@ def test_cases_with_disturbed_timings_are_marked(result: dict[str, Any]) -> None
     assert "count: 1; a * marks these cases." in text
     assert rows(quietness(result)) == [["1 at once", "peer", "1", "0"], ["16 at once*", "peer", "2", "1"]]
     assert [row[0] for row in rows(strongest_peers(result))] == ["1 at once", "16 at once*"] * 2
+    result["serving"][0]["disturbed"] = [disturbed]
+    result["first_token_s"]["hgt_infer"] = result["first_token_s"]["hgt_infer"] | {"disturbed": [disturbed]}
+    assert [row[:2] for row in rows(quietness(result))][2:] == [
+        ["arrivals, 1 a second", result["serving"][0]["backend"]],
+        ["import to first token", "hgt_infer"],
+    ]
     assert "| sequences at once | 1 | 16* |" in to_markdown([*page(result)])
 
 
@@ -256,6 +262,8 @@ def test_the_result_in_the_docs_gives_the_pages_in_the_docs(tmp_path: Path) -> N
         ({"quiet": {"load": 1.0, "waited_s": 600.0, "is_quiet": False}}, "the machine was not quiet"),
         ({"environment": {"commit": "abc+"}}, r"some files differed from commit abc\+"),
         ({"serving": []}, "a quick or unfinished run"),
+        ({"bounds": [{"when": "before"}]}, "a quick or unfinished run"),
+        ({"absent": ["vllm", "optimum"]}, "backends that are not in this run: vllm, optimum"),
     ],
 )
 def test_what_is_not_to_be_quoted_is_not_put_into_the_docs(

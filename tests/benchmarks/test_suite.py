@@ -105,7 +105,7 @@ def check_cases(result: dict[str, Any]) -> None:
     assert result["backends"]["transformers"]["company"]["sampled"] is None
     assert not result["backends"]["transformers"]["is_torch_free"]
     assert "torch" in result["backends"]["transformers"]["versions"]
-    assert result["agreement"]["hgt_infer"]["share"] == result["agreement"]["hgt_infer"]["sampled_share"] == 1
+    assert result["agreement"]["hgt_infer"]["share"] == 1
     assert 0.5 < result["agreement"]["hgt_infer_int8"]["share"] <= 1
     assert all(backend["memory_mb"]["resident"] > 10 for backend in result["backends"].values())
 
@@ -146,8 +146,9 @@ class Side:
     ("wrong", "message"),
     [
         (Side(1), r"hgt_infer agrees with transformers in 0\.0% of the tokens, not 100%"),
-        (Side(0, 50), r"0\.0% of the tokens that hgt_infer samples are among the top_k of transformers"),
-        (Side(0, num_missing=1), "hgt_infer gave 479 tokens, not 499"),
+        (Side(0, 50), r"samples, 0\.0% are among the top_k of transformers, not 100%"),
+        (Side(0, 0), r"samples, 100\.0% are the choice of transformers, not 50% at most"),
+        (Side(0, 49, num_missing=1), "hgt_infer gave 479 tokens, not 499"),
     ],
 )
 def test_a_backend_that_chooses_other_tokens_is_refused(wrong: Any, message: str) -> None:
@@ -155,7 +156,6 @@ def test_a_backend_that_chooses_other_tokens_is_refused(wrong: Any, message: str
     assert check({"transformers": reference, "hgt_infer": reference})["hgt_infer"] == {
         "share": 1.0,
         "largest_margin": 0.0,
-        "sampled_share": 1.0,
     }
     with pytest.raises(ValueError, match=message):
         check({"transformers": reference, "hgt_infer": wrong})

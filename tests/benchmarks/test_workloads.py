@@ -27,6 +27,9 @@ def test_prompts_are_seeded_different_and_of_four_tokens() -> None:
     assert workload == random_prompts(16)
     assert len(set(workload.prompts)) == 16
     assert workload.prompts[:5] == random_prompts(5).prompts
+    assert not set(workload.prompts) & set(random_prompts(16, 1).prompts)
+    assert random_prompts(16, 1) == random_prompts(16, 1)
+    assert one_prompt(2, 1, num_new_tokens=3).prompts == random_prompts(1, 1).prompts
     tokenizer = byte_tokenizer(400)
     assert [tuple(tokenizer.encode(prompt).ids) for prompt in workload.prompts] == list(
         workload.prompt_token_ids
