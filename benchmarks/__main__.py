@@ -48,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     service.add_argument("--small", action="store_true", help="a model of 0.1 million parameters")
     service.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     service.add_argument(
-        "--beside", nargs="+", default=[], metavar="NAME", help="other servers: llama_server_q8_0"
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="other servers, as llama_server_q8_0_unified",
     )
     service.add_argument(
         "--rates", nargs="+", type=float, default=[], metavar="RATE",

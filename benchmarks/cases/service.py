@@ -33,8 +33,8 @@ from benchmarks.peers.registry import BACKENDS, MAX_SLOTS
 from benchmarks.peers.worker import Remote, prepare
 
 LOADS = (0.5, 0.9)
-SERVERS: dict[str, dict[str, Any]] = {"llama_server_q8_0": {"is_unified": True}}
-"""Backends that are services, with the settings that are the fastest for tweets."""
+SERVERS = ("llama_server_q8_0", "llama_server_q8_0_unified")
+"""Backends that are services."""
 
 
 async def _ask_whole(client: Client, body: dict[str, Any]) -> None:
@@ -278,10 +278,7 @@ def run_service(
         keep(result)
         if beside:
             others = [
-                stack.enter_context(
-                    closing(Remote(other, checkpoint, folder / other, settings=SERVERS[other]))
-                )
-                for other in beside
+                stack.enter_context(closing(Remote(other, checkpoint, folder / other))) for other in beside
             ]
             result["servers"] = compare_servers(
                 [service, *others], workload, folder / "guidellm", num_rounds=num_rounds, rates=rates

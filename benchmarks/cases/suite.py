@@ -37,8 +37,8 @@ SERVED_RATES = (1.0, 4.0, 16.0)  # requests a second
 SERVED_SECONDS = 5.0
 FIRST_TOKEN_GOAL_S = 0.5
 SERVED = (
-    "hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "vllm_bfloat16", "llama_server_q8_0",
-    "ctranslate2_int8", "transformers",
+    "hgt_infer", "hgt_infer_int8", "openvino_f32", "openvino_int8", "vllm_bfloat16",
+    "llama_server_q8_0_unified", "ctranslate2_int8", "transformers",
 )  # fmt: skip
 """Backends that a service can be made of; llama.cpp is its own."""
 APART = ("vllm", "transformers_compiled", "transformers_pipeline", "optimum")

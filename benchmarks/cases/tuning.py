@@ -73,9 +73,9 @@ TRIED: dict[str, Sequence[Trial]] = {
     ],
     "llama_server_q8_0": [
         Trial(),
+        Trial({"num_slots": 32}),
         Trial({"num_slots": 64}),
-        Trial({"num_slots": 16}),
-        Trial({"is_unified": True}),
+        Trial({"num_slots": 32, "is_unified": True}),
         Trial({"num_slots": 64, "is_unified": True}),
     ],
     "ctranslate2_int8": [Trial(), SLEEPING],

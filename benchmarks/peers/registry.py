@@ -31,7 +31,8 @@ from benchmarks.peers.openvino import NUM_BATCHED_TOKENS, OpenVino
 from benchmarks.peers.vllm import Vllm
 
 MAX_SLOTS = 64
-SERVER_SLOTS = 32
+SERVER_SLOTS = 16
+UNIFIED_SLOTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +180,15 @@ BACKENDS: dict[str, Entry] = {
         cache_bytes=2,
         has_seeds=True,
         settings=f"{SERVER_SLOTS} slots over HTTP, a cache of fp16 for each",
+    ),
+    "llama_server_q8_0_unified": Entry(  # the fastest for tweets
+        make=partial(LlamaServer, quantization="q8_0", num_slots=UNIFIED_SLOTS, is_unified=True),
+        **LLAMA,
+        precision="int8",
+        arithmetic="int8",
+        cache_bytes=2,
+        has_seeds=True,
+        settings=f"{UNIFIED_SLOTS} slots over HTTP, one cache of fp16 for all",
     ),
     "ctranslate2": Entry(
         make=partial(CTranslate2, compute_type="float32"), packages=["ctranslate2", *TORCH], is_static=True
