@@ -32,7 +32,7 @@ STATIC_BATCH_SIZE = 64
 SMALL_BATCH = 16
 """Every side takes part up to this size; in larger cases those that are not far behind, see `fast_enough`."""
 FAR_BEHIND = 4
-"""How many times as fast the fastest backend with weights of the same precision is."""
+"""A backend is far behind where the fastest one of the same precision is more than so many times as fast."""
 NEW_TOKENS = {256: 16}
 """By batch size, where they are not 64: the slowest side then takes 20 seconds a round."""
 OFFLINE = ("hgt_infer_int8", "openvino_int8")

@@ -42,24 +42,24 @@ class CTranslate2:
 
     def generate_padded(self, batch: MixedWorkload, *, greedy: bool = False) -> TokenIds:
         """All requests at once, each until it has its length."""
-        counts = [0] * len(batch.lengths)
-
-        def is_last(step: Any) -> bool:
-            counts[step.batch_id] += 1
-            return counts[step.batch_id] == batch.lengths[step.batch_id]
-
-        return self._generate(batch, max(batch.lengths), 1, greedy=greedy, callback=is_last)
+        token_ids, _ = self._generate_and_time(batch, greedy=greedy)
+        return token_ids
 
     def time_tokens(self, batch: MixedWorkload) -> list[tuple[float, float]]:
         """See `measure.arrivals.serve_in_batches`."""
+        _, times = self._generate_and_time(batch, greedy=False)
+        return [(row[0], row[-1]) for row in times]
+
+    def _generate_and_time(self, batch: MixedWorkload, *, greedy: bool) -> tuple[TokenIds, list[list[float]]]:
+        """Return the tokens of each request, and the time at which each of them came."""
         times: list[list[float]] = [[] for _ in batch.lengths]
 
         def is_last(step: Any) -> bool:
             times[step.batch_id].append(time.perf_counter())
             return len(times[step.batch_id]) == batch.lengths[step.batch_id]
 
-        self._generate(batch, max(batch.lengths), 1, callback=is_last)
-        return [(row[0], row[-1]) for row in times]
+        token_ids = self._generate(batch, max(batch.lengths), 1, greedy=greedy, callback=is_last)
+        return token_ids, times
 
     def _generate(
         self,
@@ -67,7 +67,7 @@ class CTranslate2:
         num_new_tokens: int,
         n: int,
         *,
-        greedy: bool = False,
+        greedy: bool,
         callback: Callable[[Any], bool] | None = None,
     ) -> TokenIds:
         settings: dict[str, Any] = {}
