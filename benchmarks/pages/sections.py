@@ -354,9 +354,9 @@ def _disturbed_timings(result: Result) -> Iterator[tuple[str, str, Sequence[Resu
         for way, timings in case["disturbed"].items():
             yield f"{case_label(case)}{_mark(case)}", way, timings
     for entry in result["serving"]:
-        yield f"arrivals, {entry['rate']:g} a second", entry["backend"], entry.get("disturbed", ())
+        yield f"arrivals, {entry['rate']:g} a second", entry["backend"], entry["disturbed"]
     for name, starts in result["first_token_s"].items():
-        yield "import to first token", name, starts.get("disturbed", ())
+        yield "import to first token", name, starts["disturbed"]
 
 
 def _counts(timings: Sequence[Result]) -> tuple[int, int]:

@@ -16,6 +16,8 @@ MAX_LENGTH = 1024
 NUM_SLOTS = 256
 CACHED_SHARE = 0.1
 """The part of the slots' longest possible sequences that the cache has room for."""
+MIN_CACHED = 16
+"""The cache has room for at least this number of longest possible sequences."""
 
 
 class Vllm:
@@ -47,11 +49,12 @@ class Vllm:
         self.name = "vllm" if dtype == "float32" else f"vllm_{dtype}"
         self._end_of_text = config["eos_token_id"]
         token_bytes = 2 * config["n_layer"] * config["n_embd"] * BYTES[dtype]
+        num_cached = max(CACHED_SHARE * num_slots, MIN_CACHED)
         defaults = {
             "dtype": dtype,
             "max_model_len": max_length,
             "max_num_seqs": num_slots,
-            "kv_cache_memory_bytes": int(CACHED_SHARE * num_slots * max_length * token_bytes),
+            "kv_cache_memory_bytes": int(num_cached * max_length * token_bytes),
             "enable_prefix_caching": False,  # a prompt that was seen before is computed again
             "skip_tokenizer_init": True,
             "disable_log_stats": True,

@@ -35,7 +35,7 @@ def make_result(
     if tweets:
         cases.append(make_case(tweets, case="tweets"))
     percentiles = {"p50": 0.1, "p90": 0.2, "p99": 0.3}
-    start = vars(Spread.of([0.5, 0.6, 0.7])) | {"rounds": [0.5, 0.6, 0.7]}
+    start = vars(Spread.of([0.5, 0.6, 0.7])) | {"rounds": [0.5, 0.6, 0.7], "disturbed": []}
     return {
         "environment": {
             "cpu": "a CPU",
@@ -64,6 +64,7 @@ def make_result(
                 "first_token_s": percentiles,
                 "end_s": percentiles,
                 "goodput": 1.0,
+                "disturbed": [],
             }
             for rate in (1.0, 4.0)
             for name in names
