@@ -54,7 +54,7 @@ def test_llama_server_has_the_tokenizer_s_ids(server: Remote) -> None:
     tokenizer = byte_tokenizer(CONFIG.vocab_size)
 
     async def ask() -> dict[str, list[int]]:
-        with closing(Client(server.host, server.port)) as client:
+        with closing(Client(server.host, server.port, reconnects=True)) as client:
             return {
                 text: (await client.complete({"content": text}, path="/tokenize"))["tokens"] for text in texts
             }
