@@ -225,7 +225,7 @@ def arrivals(result: Result) -> Iterator[Block]:
         [
             [
                 entry["backend"],
-                f"{entry['rate']:g}",
+                f"{entry['rate']:g}{_star(entry['disturbed'])}",
                 str(entry["num_requests"]),
                 " / ".join(f"{entry['first_token_s'][p]:.2f}" for p in ("p50", "p90")),
                 " / ".join(f"{entry['end_s'][p]:.2f}" for p in ("p50", "p90")),
@@ -278,7 +278,7 @@ def starts_and_agreement(result: Result) -> Iterator[Block]:
         [
             [
                 name,
-                _spread(result["first_token_s"].get(name), digits=2),
+                _start(result["first_token_s"].get(name)),
                 f"{backend['memory_mb']['peak']:,.0f}",
                 f"{result['agreement'][name]['share']:.1%}",
             ]
@@ -354,9 +354,10 @@ def _disturbed_timings(result: Result) -> Iterator[tuple[str, str, Sequence[Resu
         for way, timings in case["disturbed"].items():
             yield f"{case_label(case)}{_mark(case)}", way, timings
     for entry in result["serving"]:
-        yield f"arrivals, {entry['rate']:g} a second", entry["backend"], entry["disturbed"]
+        label = f"arrivals, {entry['rate']:g} a second{_star(entry['disturbed'])}"
+        yield label, entry["backend"], entry["disturbed"]
     for name, starts in result["first_token_s"].items():
-        yield "import to first token", name, starts["disturbed"]
+        yield f"import to first token{_star(starts['disturbed'])}", name, starts["disturbed"]
 
 
 def _counts(timings: Sequence[Result]) -> tuple[int, int]:
@@ -366,7 +367,15 @@ def _counts(timings: Sequence[Result]) -> tuple[int, int]:
 
 
 def _mark(case: Result) -> str:
-    return "*" if any(_counts(timings)[1] for timings in case["disturbed"].values()) else ""
+    return "*" if any(map(_star, case["disturbed"].values())) else ""
+
+
+def _star(timings: Sequence[Result]) -> str:
+    return "*" if _counts(timings)[1] else ""
+
+
+def _start(seconds: Result | None) -> str:
+    return _spread(seconds, digits=2) + _star(seconds["disturbed"] if seconds else ())
 
 
 def _standing_row(stand: Standing) -> list[str]:

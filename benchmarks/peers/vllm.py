@@ -14,10 +14,7 @@ from benchmarks.measure.workloads import MixedWorkload, TokenIds, Workload
 BYTES = {"float32": 4, "bfloat16": 2}
 MAX_LENGTH = 1024
 NUM_SLOTS = 256
-CACHED_SHARE = 0.1
-"""The part of the slots' longest possible sequences that the cache has room for."""
-MIN_CACHED = 16
-"""The cache has room for at least this number of longest possible sequences."""
+NUM_CACHE_TOKENS = 26_214  # 1.9 GB in fp32; 256 sequences of 102 tokens fit
 
 
 class Vllm:
@@ -49,12 +46,11 @@ class Vllm:
         self.name = "vllm" if dtype == "float32" else f"vllm_{dtype}"
         self._end_of_text = config["eos_token_id"]
         token_bytes = 2 * config["n_layer"] * config["n_embd"] * BYTES[dtype]
-        num_cached = max(CACHED_SHARE * num_slots, MIN_CACHED)
         defaults = {
             "dtype": dtype,
             "max_model_len": max_length,
             "max_num_seqs": num_slots,
-            "kv_cache_memory_bytes": int(num_cached * max_length * token_bytes),
+            "kv_cache_memory_bytes": NUM_CACHE_TOKENS * token_bytes,
             "enable_prefix_caching": False,  # a prompt that was seen before is computed again
             "skip_tokenizer_init": True,
             "disable_log_stats": True,

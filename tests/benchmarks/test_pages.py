@@ -21,7 +21,15 @@ from benchmarks.pages import report
 from benchmarks.pages.blocks import Heading, Table, Text, to_html, to_markdown
 from benchmarks.pages.plots import styles_of
 from benchmarks.pages.report import insert_report, read_result, write_report
-from benchmarks.pages.sections import bounds, figures, page, quietness, strongest_peers
+from benchmarks.pages.sections import (
+    arrivals,
+    bounds,
+    figures,
+    page,
+    quietness,
+    starts_and_agreement,
+    strongest_peers,
+)
 from benchmarks.pages.standing import losses_sentence, telling_sides
 
 DOCS = ROOT / "docs"
@@ -174,6 +182,17 @@ def test_cases_with_disturbed_timings_are_marked(result: dict[str, Any]) -> None
         ["import to first token", "hgt_infer"],
     ]
     assert "| sequences at once | 1 | 16* |" in to_markdown([*page(result)])
+    result["serving"][0]["disturbed"] = [disturbed | {"is_kept": True}]
+    result["first_token_s"]["hgt_infer"]["disturbed"] = [disturbed | {"is_kept": True}]
+    assert [row[0] for row in rows(quietness(result))][2:] == [
+        "arrivals, 1 a second*",
+        "import to first token*",
+    ]
+    assert [row[1] for row in rows(arrivals(result))][:2] == ["1*", "1"]
+    assert [row[1] for row in rows(starts_and_agreement(result))][:2] == [
+        "0.60 (0.50 – 0.70)*",
+        "0.60 (0.50 – 0.70)",
+    ]
 
 
 def test_shares_of_the_bound_are_of_the_best_readings(result: dict[str, Any]) -> None:
