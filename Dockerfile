@@ -5,7 +5,7 @@
 
 FROM python:3.11-slim-bookworm AS source
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY hgt_infer hgt_infer
 RUN python -m venv /opt/hgt_infer
 ENV PATH=/opt/hgt_infer/bin:$PATH

@@ -17,21 +17,47 @@ PEERS := $(patsubst benchmarks/peers/requirements/%.txt,build/peers/%/installed,
 INSTALLED_ALL := $(VENV)/installed-all
 INSTALLED_TRAIN := $(VENV)/installed-train
 INSTALLED_CUDA := $(VENV)/installed-cuda
+SOURCES := $(wildcard hgt_infer/kernels/source/*)
+# clang-tidy reads every unit as one for AVX-512, with zig's headers of C: a machine may have none.
+TIDY_FLAGS = -std=c++17 --target=x86_64-linux-gnu -march=x86-64-v4 -mavx512vnni -mavx512bf16 -nostdinc++ -nostdlibinc \
+	$(foreach name,x86-linux-gnu generic-glibc x86-linux-any any-linux-any,-isystem \
+	$(VENV)/lib/python3*/site-packages/ziglang/lib/libc/include/$(name))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test check browser demo lint format peers bench bench-quick bench-report gpu-check clean
+.PHONY: help install test check browser kernels wheels sanitize demo lint format peers bench bench-quick \
+	bench-report gpu-check clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: $(INSTALLED_ALL)  ## set up .venv with everything
 
-test: lint browser  ## lint, types, and the tests with coverage, in WORKERS processes
+test: lint browser kernels  ## lint, types, and the tests with coverage, in WORKERS processes
 	@$(PYTEST) --cov -m "not slow"
 
-check: lint  ## the same without whole programs and services, and without coverage
+check: lint kernels  ## the same without whole programs and services, and without coverage
 	@$(PYTEST) -m "not slow and not integration"
+
+kernels: $(INSTALLED_ALL)  ## compile the operators, where they have changed
+	@$(PYTHON) -m hgt_infer.kernels.build
+
+wheels: $(INSTALLED_ALL)  ## a wheel for each platform, and the sources, into dist
+	@rm -f dist/hgt_infer-*
+	@for target in x86_64-linux aarch64-linux aarch64-macos x86_64-windows; do \
+		HGT_INFER_BUILD_TARGET=$$target $(PYTHON) -m hatchling build --target wheel || exit 1; \
+	done
+	@$(PYTHON) -m hatchling build --target sdist
+	@for wheel in dist/*linux*.whl; do \
+		$(VENV)/bin/auditwheel show $$wheel | tr '\n' ' ' | grep -Eo '^ .* tag: "manylinux_2_(5|12|17)_\w+"' \
+			|| { echo "error: $$wheel needs a newer system than its name says" >&2; exit 1; }; \
+	done
+
+sanitize: $(INSTALLED_ALL)  ## the tests of the operators with AddressSanitizer and UBSan; needs g++
+	@$(PYTHON) -m hgt_infer.kernels.build --sanitize address,undefined --output build/sanitized
+	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 HGT_INFER_KERNELS_FOLDER=$(CURDIR)/build/sanitized \
+		$(PYTHON) -m pytest --capture=sys tests/kernels -m "not integration"
 
 demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
 	@$(PYTHON) -m training --tweets training/sample/tweets.js --handle $(HANDLE) \
@@ -43,23 +69,27 @@ browser:  ## Chromium for the tests of the page, where root can install it; else
 		|| { echo "installing Chromium" && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
 		|| echo "no Chromium: the tests of the page are skipped"
 
-lint: $(INSTALLED_ALL)  ## ruff, mypy, hadolint
+lint: $(INSTALLED_ALL)  ## ruff, mypy, clang-format, clang-tidy, hadolint
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy
+	@$(PYTHON) -m mypy hatch_build.py
+	@$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	@$(VENV)/bin/clang-tidy --quiet $(filter %.cc,$(SOURCES)) -- $(TIDY_FLAGS)
 	@$(VENV)/bin/hadolint Dockerfile
 
-format: $(INSTALLED_ALL)  ## let ruff rewrite what it can
+format: $(INSTALLED_ALL)  ## let ruff and clang-format rewrite what they can
 	@$(PYTHON) -m ruff check --fix
 	@$(PYTHON) -m ruff format
+	@$(VENV)/bin/clang-format -i $(SOURCES)
 
 peers: $(PEERS)  ## environments of the peers that do not fit into .venv; compiles llama.cpp
 
-bench: $(INSTALLED_ALL)  ## every installed backend over every workload, and the parts; results in build/bench
+bench: kernels  ## every installed backend over every workload, and the parts; results in build/bench
 	@$(PYTHON) -m benchmarks run
 	@$(PYTHON) -m pytest benchmarks/components -k "engine or light or parts"
 
-bench-quick: $(INSTALLED_ALL)  ## batches of 1 and 16 and tweets, of us, transformers and OpenVINO
+bench-quick: kernels  ## batches of 1 and 16 and tweets, of us, transformers and OpenVINO
 	@$(PYTHON) -m benchmarks run --quick --out build/bench/quick.json
 	@$(PYTHON) -m benchmarks report build/bench/quick.json --out build/bench/quick
 

@@ -48,7 +48,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     init = CpuDevice.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuDevice, "__init__", lambda device, num_threads=0: init(device, num_threads or 1))
+        patch.setattr(
+            CpuDevice,
+            "__init__",
+            lambda device, num_threads=0, **others: init(device, num_threads or 1, **others),
+        )
         yield
 
 

@@ -24,13 +24,14 @@ MAY_IMPORT = {
     "hgt_infer.checks": {"hgt_infer.errors"},
     "hgt_infer.outputs": set(),
     "hgt_infer.cache_folder": set(),
+    "hgt_infer.kernels": {"hgt_infer.errors", "hgt_infer.checks"},
     "hgt_infer.sampling_params": {"hgt_infer.errors", "hgt_infer.checks"},
     "hgt_infer.engine": BASE,
     "hgt_infer.artifact": {*BASE, "tokenizers"},
     "hgt_infer.sampling": {*BASE, "hgt_infer.engine", "numpy"},
     "hgt_infer.runtime": {
         *BASE,
-        *("hgt_infer.engine", "hgt_infer.sampling", "hgt_infer.artifact"),
+        *("hgt_infer.engine", "hgt_infer.sampling", "hgt_infer.artifact", "hgt_infer.kernels"),
         *("numpy", "onnxruntime"),
     },
     "hgt_infer.cuda": {

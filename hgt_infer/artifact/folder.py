@@ -1,8 +1,9 @@
 """The artifact folder: which files it has, how it is written at once, read and checked.
 
-An artifact is the decoder, `model.onnx` (with `model.onnx.data` where the weights are kept outside the
-graph), the CPU's sampler, `tokenizer.json`, `generation_config.json` and `config.json`, which names the
-sizes and hashes of the others. Making the graphs is `hgt_infer.export`'s, running them the runners'.
+An artifact is the decoder, `model.onnx`, for a CPU once more in our own operators, `kernels.onnx`, with the
+weights of both in `model.onnx.data`, the CPU's sampler, `tokenizer.json`, `generation_config.json` and
+`config.json`, which names the sizes and hashes of the others. Making the graphs is `hgt_infer.export`'s,
+running them the runners'.
 """
 
 from __future__ import annotations
@@ -29,20 +30,28 @@ from hgt_infer.artifact.config import (
 from hgt_infer.errors import ModelFormatError, ModelNotFoundError, ParameterError
 
 FORMAT = "hgt-infer"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (4, FORMAT_VERSION)
+"""Version 4 has no graph for the kernels, and its weights are plain matrices."""
+
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "float32"}
 """Precision → NumPy's type of activations, cache and logits; int8 is that of matrices alone. fp16 runs on
 CUDA, the others on a CPU."""
 
+KERNEL_CACHE_TYPES = {"fp32": "float32", "int8": "float16"}
+"""Precision → NumPy's type of the cache of the kernels' graph, where there is one."""
+
 MODEL_FILE = "model.onnx"
+KERNEL_FILE = "kernels.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
 SAMPLER_FILE = "sampler.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-_GRAPH_FILES = (MODEL_FILE, SAMPLER_FILE)
-_REQUIRED_FILES = (*_GRAPH_FILES, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
+_GRAPH_FILES = (MODEL_FILE, KERNEL_FILE, SAMPLER_FILE)
+_REQUIRED_FILES = (MODEL_FILE, SAMPLER_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
+_OPTIONAL_FILES = (KERNEL_FILE, EXTERNAL_DATA_FILE)
 _CONFIG_KEYS = {"format", "format_version", "precision", "model", "files"}
 _SMALL_FILE_BYTES = 16 << 20  # hashed at every read: 11 ms at 1.5 GB/s
 # In a serialized graph: the key of a weight's external_data, without the one value that we write.
@@ -62,12 +71,14 @@ class Artifact:
         config: the model's sizes.
         precision: "fp32", "fp16" or "int8", of the weights.
         generation_defaults: the settings of a call that names none.
+        has_kernel_graph: whether it has the decoder in the operators of `hgt_infer.kernels` too.
     """
 
     path: Path
     config: ModelConfig
     precision: str
     generation_defaults: GenerationDefaults
+    has_kernel_graph: bool
 
     @property
     def float_type(self) -> str:
@@ -78,6 +89,11 @@ class Artifact:
     def model_path(self) -> Path:
         """The decoder's ONNX graph."""
         return self.path / MODEL_FILE
+
+    @property
+    def kernel_path(self) -> Path:
+        """The decoder's graph for the kernels, where has_kernel_graph."""
+        return self.path / KERNEL_FILE
 
     @property
     def sampler_path(self) -> Path:
@@ -119,7 +135,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     defaults = parse_generation_defaults(
         read_json_object(generation_path), vocab_size=config.vocab_size, path=generation_path
     )
-    return Artifact(folder, config, precision, defaults)
+    return Artifact(folder, config, precision, defaults, has_kernel_graph=KERNEL_FILE in listed)
 
 
 def verify_hashes(artifact: Artifact) -> None:
@@ -185,9 +201,7 @@ def write_metadata(
     """
     check_precision(precision)
     _write_json(folder / GENERATION_CONFIG_FILE, asdict(generation_defaults))
-    names = [*_REQUIRED_FILES]
-    if (folder / EXTERNAL_DATA_FILE).exists():
-        names.append(EXTERNAL_DATA_FILE)
+    names = [*_REQUIRED_FILES, *(name for name in _OPTIONAL_FILES if (folder / name).exists())]
     _write_json(
         folder / CONFIG_FILE,
         {
@@ -229,8 +243,9 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, s
     if values.get("format") != FORMAT:
         raise format_error(path, f'"format": "{FORMAT}"', values.get("format"))
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
-        raise format_error(path, f"format_version {FORMAT_VERSION} (export the checkpoint again)", version)
+    if version not in READABLE_VERSIONS:
+        expected = " or ".join(map(str, READABLE_VERSIONS))
+        raise format_error(path, f"format_version {expected} (export the checkpoint again)", version)
     check_keys(path, "the artifact", values, _CONFIG_KEYS)
     precision = values["precision"]
     if not isinstance(precision, str) or precision not in PRECISIONS:
@@ -239,15 +254,16 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig, dict[str, tuple[int, s
         if not isinstance(values[name], dict):
             raise format_error(path, f"{name} to be an object", values[name])
     listed = _parse_files(path, values["files"])
-    if EXTERNAL_DATA_FILE not in listed and (folder / EXTERNAL_DATA_FILE).exists():
-        raise format_error(path, f"{EXTERNAL_DATA_FILE} to be listed, as it is there", sorted(listed))
+    for name in _OPTIONAL_FILES:
+        if name not in listed and (folder / name).exists():
+            raise format_error(path, f"{name} to be listed, as it is there", sorted(listed))
     return precision, parse_model_config(values["model"], path=path), listed
 
 
 def _parse_files(path: Path, values: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     # Known plain names only: no path out of the folder can be written in config.json.
-    if not {*_REQUIRED_FILES} <= values.keys() <= {*_REQUIRED_FILES, EXTERNAL_DATA_FILE}:
-        expected = f"files {', '.join(_REQUIRED_FILES)} and perhaps {EXTERNAL_DATA_FILE}"
+    if not {*_REQUIRED_FILES} <= values.keys() <= {*_REQUIRED_FILES, *_OPTIONAL_FILES}:
+        expected = f"files {', '.join(_REQUIRED_FILES)} and perhaps {', '.join(_OPTIONAL_FILES)}"
         raise format_error(path, expected, sorted(values))
     listed = {}
     for name, entry in values.items():

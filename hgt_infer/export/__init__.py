@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.artifact.folder import (
     EXTERNAL_DATA_FILE,
+    KERNEL_CACHE_TYPES,
+    KERNEL_FILE,
     MODEL_FILE,
     SAMPLER_FILE,
     Artifact,
@@ -23,11 +27,12 @@ from hgt_infer.artifact.folder import (
 from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.decoder import Decoder
 from hgt_infer.export.int8_decoder import Int8Decoder
+from hgt_infer.export.kernel_decoder import KernelDecoder
 from hgt_infer.export.sampling_graph import build_sampler
 from hgt_infer.export.verify import verify
 from hgt_infer.runtime.device import OpenDevice, no_device
 
-EXPORTER_VERSION = "7"
+EXPORTER_VERSION = "8"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
 
 
@@ -60,11 +65,7 @@ def export_checkpoint(
     with new_artifact(output, force=force) as folder:
         # Weights beside the graph: ONNX Runtime maps them instead of parsing them (0.7 s against 2.4 s
         # for GPT-2 124M), and a graph file cannot exceed 2 GB.
-        ir.save(
-            build_graph(source.config, source.weights, precision=precision),
-            folder / MODEL_FILE,
-            external_data=EXTERNAL_DATA_FILE,
-        )
+        _save_graphs(folder, source.config, source.weights, precision)
         end_of_text = source.generation_defaults.eos_token_ids
         sampler = build_sampler(vocab_size=source.config.vocab_size, eos_token_ids=end_of_text)
         ir.save(sampler, folder / SAMPLER_FILE)
@@ -76,10 +77,49 @@ def export_checkpoint(
     return read_artifact(output)
 
 
-def build_graph(
+def _save_graphs(
+    folder: Path, config: ModelConfig, weights: Mapping[str, NDArray[np.float32]], precision: str
+) -> None:
+    """Save the decoder's graphs for a precision, over one file of weights."""
+    if precision not in KERNEL_CACHE_TYPES:
+        model = build_graph(config, weights, precision=precision)
+        ir.save(model, folder / MODEL_FILE, external_data=EXTERNAL_DATA_FILE)
+        return
+    kernel_model = build_kernel_graph(config, weights, precision=precision)
+    ir.save(kernel_model, folder / KERNEL_FILE, external_data=EXTERNAL_DATA_FILE)
+    saved = ir.load(folder / KERNEL_FILE)  # its weights are references to the file
+    ir.save(build_graph(config, weights, precision=precision, kernel_model=saved), folder / MODEL_FILE)
+
+
+def build_kernel_graph(
     config: ModelConfig, weights: Mapping[str, NDArray[np.float32]], *, precision: str
 ) -> ir.Model:
-    """Build the decoder of one checkpoint, over a static KV cache that a run writes in place.
+    """Build the decoder in the operators of `hgt_infer.kernels`: "fp32" or "int8", on a CPU.
+
+    A run takes T tokens of any sequences and writes their keys and values into the cache, which is an input
+    and changes in place.
+
+    Inputs (T tokens, P of which give logits; N slots of M positions, L layers, H heads of size D, V tokens in
+    the vocabulary):
+        input_ids, position_ids, slots int32 [T]: a slot's tokens follow each other, at consecutive positions
+        output_tokens int32 [P]: which tokens give logits
+        cache [2 · L, N, H, M, D]: keys of layer 0, values of layer 0, keys of layer 1, …; float32, in int8
+            float16
+    Output: logits float32 [P, V].
+    """
+    return KernelDecoder(config, weights, precision).build()
+
+
+def build_graph(
+    config: ModelConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    precision: str,
+    kernel_model: ir.Model | None = None,
+) -> ir.Model:
+    """Build the decoder in ONNX Runtime's operators, over a static KV cache that a run writes in place.
+
+    A graph for a CPU has the weights of `kernel_model`, which is made where it is not given.
 
     One graph serves prompts and single steps: a run takes S tokens per row and gives the logits of the last P
     tokens per row. The sampler is a graph of its own.
@@ -93,4 +133,8 @@ def build_graph(
     Outputs (P = S - first_output): logits float32 [B · P, V]; present_key.i, present_value.i.
     """
     decoder = Int8Decoder if precision == "int8" else Decoder
-    return decoder(config, weights, precision).build()
+    stored: dict[str, Any] = {}
+    if precision in KERNEL_CACHE_TYPES:
+        kernel_model = kernel_model or build_kernel_graph(config, weights, precision=precision)
+        stored = {name: value.const_value for name, value in kernel_model.graph.initializers.items()}
+    return decoder(config, weights, precision, stored).build()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hgt_infer.artifact.config import ModelConfig
 from hgt_infer.artifact.folder import PRECISIONS
 from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
+from hgt_infer.export.panels import GROUP, PANEL
 from hgt_infer.export.weights import convert
 
 
@@ -21,15 +22,22 @@ class Decoder:
     """The graph that `build_graph` describes."""
 
     def __init__(
-        self, config: ModelConfig, weights: Mapping[str, NDArray[np.float32]], precision: str
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, NDArray[np.float32]],
+        precision: str,
+        stored: Mapping[str, Any],
     ) -> None:
         self.config = config
         self.weights = weights
         self.precision = precision
+        self.stored = stored
         self.graph = OnnxGraph("gpt2")
         self.op = self.graph.op
         self.fused = self.graph.fused
-        self.parameters: dict[str, Value] = {}
+        self.constants: dict[str, Value] = {}
+        # The output layer's matrix is the embedding unless the checkpoint unties it.
+        self.head = "lm_head.weight" if "lm_head.weight" in weights else "wte.weight"
 
     def build(self) -> ir.Model:
         """Declare inputs and outputs, and all between."""
@@ -71,7 +79,7 @@ class Decoder:
 
     def embed(self, input_ids: Value, position_ids: Value) -> tuple[Value, Value]:
         """wte + wpe and the first LayerNorm: ids [B, S] → hidden, residual [B, S, E]."""
-        tokens = self.op.Gather(self.parameter("wte.weight"), input_ids)
+        tokens = self.op.Gather(self.columns("wte.weight"), input_ids)
         positions = self.op.Gather(self.parameter("wpe.weight"), position_ids)
         return self.add_and_norm(tokens, positions, "h.0.ln_1")
 
@@ -109,7 +117,7 @@ class Decoder:
 
     def linear(self, hidden: Value, name: str) -> Value:
         """A linear layer without its bias."""
-        return self.op.MatMul(hidden, self.parameter(f"{name}.weight"))
+        return self.op.MatMul(hidden, self.matrix(f"{name}.weight"))
 
     def by_sequence(self, hidden: Value, size: int) -> Value:
         """What attention takes, [B, S, size], out of the form that everything else works on."""
@@ -135,10 +143,11 @@ class Decoder:
         return normalized, total
 
     def lm_head(self, hidden: Value) -> Value:
-        """Logits: [B, P, E] → [B · P, V]. The matrix is wte unless the checkpoint unties it."""
-        name = "lm_head.weight" if "lm_head.weight" in self.weights else "wte.weight"
+        """Logits: [B, P, E] → [B · P, V]."""
         flat = self.op.Reshape(hidden, [-1, self.config.n_embd])
-        return self.op.Gemm(flat, self.parameter(name), transB=1)
+        if self.head in self.stored:
+            return self.op.MatMul(flat, self.matrix(self.head))
+        return self.op.Gemm(flat, self.parameter(self.head), transB=1)
 
     # Naming and bookkeeping
 
@@ -152,16 +161,58 @@ class Decoder:
         """Of the keys, and of the values, of one layer."""
         return ["batch", self.config.n_head, "max_length", self.config.head_size]
 
+    def matrix(self, name: str) -> Value:
+        """A linear layer's matrix [in, out]; ONNX Runtime takes panels apart, once, when it loads."""
+        if name not in self.stored:
+            return self.parameter(name)
+        num_inputs, num_outputs = self.matrix_shape(name)
+        packed = self.constant(name)
+        is_grouped = len(self.stored[name].shape) == 4  # [panels, in / 4, 32, 4] instead of [panels, in, 32]
+        rows_first = self.op.Transpose(packed, perm=[1, 3, 0, 2] if is_grouped else [1, 0, 2])
+        num_columns = self.stored[name].shape[0] * PANEL
+        matrix = self.op.Reshape(rows_first, [-1, num_columns])
+        return self.op.Slice(matrix, [0, 0], [num_inputs, num_outputs])
+
+    def columns(self, name: str) -> Value:
+        """Columns of the output layer's matrix, the tokens' embeddings: [V or a few more, E]."""
+        if name not in self.stored:
+            return self.parameter(name)
+        is_grouped = len(self.stored[name].shape) == 4
+        columns_first = self.op.Transpose(self.constant(name), perm=[0, 2, 1, 3] if is_grouped else [0, 2, 1])
+        groups = self.stored[name].shape[1] * (GROUP if is_grouped else 1)
+        return self.op.Slice(self.op.Reshape(columns_first, [-1, groups]), [0], [self.config.n_embd], [1])
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """Inputs and outputs of a linear layer."""
+        config = self.config
+        H = config.n_embd
+        shapes = {
+            "c_attn": (H, 3 * H),
+            "c_fc": (H, config.n_inner),
+            "wte": (H, config.vocab_size),
+            "lm_head": (H, config.vocab_size),
+            "attn.c_proj": (H, H),
+            "mlp.c_proj": (config.n_inner, H),
+        }
+        layer = name.partition(".weight")[0]
+        return next(shape for end, shape in shapes.items() if layer.endswith(end))
+
     def parameter(self, name: str) -> Value:
         """A weight of the checkpoint under its own name, one initializer however often it is used."""
-        if name not in self.parameters:
-            weight = convert(name, self.weights[name], self.precision)
-            self.parameters[name] = self.initializer(name, weight)
-        return self.parameters[name]
+        if name in self.stored:
+            return self.constant(name)
+        return self.constant(name, lambda: convert(name, self.weights[name], self.precision))
+
+    def constant(self, name: str, make: Callable[[], NDArray[Any]] | None = None) -> Value:
+        """The initializer of this very name: stored, or made where it is used first."""
+        if name not in self.constants:
+            tensor = self.stored[name] if make is None else ir.tensor(make(), name=name)
+            self.constants[name] = self.graph.builder.initializer(tensor, name, qualify=False)
+        return self.constants[name]
 
     def initializer(self, name: str, array: NDArray[Any]) -> Value:
         """A constant of the graph, under this very name."""
-        return self.graph.builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+        return self.constant(name, lambda: array)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:

@@ -35,8 +35,22 @@ def quantize(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8
     return np.rint(weight / divisors).astype(np.int8), scales
 
 
+def unsigned_bias(
+    bias: NDArray[np.float32], integers: NDArray[np.int8], scales: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The bias behind a product with gelu_new's result plus GELU_SHIFT, without the share of the shift.
+
+    (x + shift) · W = x · W + shift · (sums of W's columns).
+    """
+    shares: NDArray[np.float32] = np.float32(GELU_SHIFT) * (integers.sum(0, dtype=np.float32) * scales)
+    return bias - shares
+
+
 class Int8Decoder(Decoder):
-    """A Decoder whose hidden states are [tokens, E] between attentions: B · S, then B · P tokens."""
+    """A Decoder whose hidden states are [tokens, E] between attentions: B · S, then B · P tokens.
+
+    Its matrices, scales and biases are those of the kernels' graph.
+    """
 
     def embed(self, input_ids: Value, position_ids: Value) -> tuple[Value, Value]:
         """The embedding is lm_head's matrix: [V, E] in int8, a scale for each token of the vocabulary."""
@@ -52,10 +66,8 @@ class Int8Decoder(Decoder):
         }
         input_ids = op.Reshape(input_ids, [-1])
         self.zero_points = self.zero_points_of(input_ids)
-        integers, scales = quantize(self.weights["wte.weight"], axis=1)
-        self.wte = self.weight("wte", integers, scales)
-        rows = op.Cast(op.Gather(self.wte[0], input_ids), to=ir.DataType.FLOAT)
-        scales_of_rows = op.Unsqueeze(op.Gather(self.wte[1], input_ids), [1])
+        rows = op.Cast(op.Gather(self.columns("wte.weight.int8"), input_ids), to=ir.DataType.FLOAT)
+        scales_of_rows = op.Unsqueeze(op.Gather(self.constant("wte.weight.scale"), input_ids), [1])
         positions = op.Gather(self.parameter("wpe.weight"), op.Reshape(position_ids, [-1]))
         return self.add_and_norm(op.Mul(rows, scales_of_rows), positions, "h.0.ln_1")
 
@@ -87,56 +99,38 @@ class Int8Decoder(Decoder):
         return self.op.Add(super().activate(hidden, linear), self.shift)
 
     def project(self, hidden: Value, residual: Value, linear: str, norm: str) -> tuple[Value, Value]:
-        """As in Decoder. (x + shift) · W = x · W + shift · (sums of W's columns): off the bias they come."""
+        """As in Decoder. The bias of mlp.c_proj makes up for `activate`'s shift."""
         if not linear.endswith("mlp.c_proj"):
             return super().project(hidden, residual, linear, norm)
-        integers, scales = quantize(self.weights[f"{linear}.weight"], axis=0)
-        column_sums = integers.sum(0, dtype=np.float32) * scales
-        bias = self.weights[f"{linear}.bias"] - np.float32(GELU_SHIFT) * column_sums
-        product = self.multiply_unsigned(hidden, *self.weight(linear, integers, scales), len(integers))
-        return self.add_and_norm(
-            product, residual, norm, bias=self.initializer(f"{linear}.shifted_bias", bias)
-        )
+        product = self.multiply_unsigned(hidden, f"{linear}.weight", self.config.n_inner)
+        return self.add_and_norm(product, residual, norm, bias=self.constant(f"{linear}.unsigned_bias"))
 
     def linear(self, hidden: Value, name: str) -> Value:
         """A linear layer without its bias: [tokens, in] → [tokens, out]."""
-        integers, scales = quantize(self.weights[f"{name}.weight"], axis=0)
-        return self.multiply(hidden, *self.weight(name, integers, scales), len(integers))
-
-    def weight(
-        self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float32]
-    ) -> tuple[Value, Value]:
-        """A quantized matrix as constants of the graph."""
-        return self.initializer(f"{name}.int8", integers), self.initializer(f"{name}.scale", scales)
+        return self.multiply(hidden, f"{name}.weight", self.config.n_embd)
 
     def lm_head(self, hidden: Value) -> Value:
-        """Logits: [B · P, E] → [B · P, V]. The embedding's bytes are used again unless untied."""
-        integers, scales = self.wte
-        if "lm_head.weight" in self.weights:
-            untied, scales_of_untied = quantize(self.weights["lm_head.weight"], axis=1)
-            integers, scales = self.weight("lm_head", untied, scales_of_untied)
-        transposed = self.op.Transpose(integers, perm=[1, 0])  # by ONNX Runtime, once, when it loads
-        return self.multiply(hidden, transposed, scales, self.config.n_embd)
+        """Logits: [B · P, E] → [B · P, V]."""
+        return self.multiply(hidden, self.head, self.config.n_embd)
 
-    def multiply(self, hidden: Value, integers: Value, scales: Value, num_inputs: int) -> Value:
+    def multiply(self, hidden: Value, weight: str, num_inputs: int) -> Value:
         """[tokens, in] · [in, out], with each token quantized by a scale of its own."""
         op = self.op
         # A token of zeros has scale 0: whatever integers it gets are multiplied by 0.
         token_scales = op.Mul(op.ReduceMax(op.Abs(hidden), [1]), self.step)  # [tokens, 1]
         quantized = op.QuantizeLinear(hidden, token_scales, self.zero_points, axis=1, block_size=num_inputs)
-        return self.product(quantized, token_scales, integers, scales, self.zero_point)
+        return self.product(quantized, token_scales, weight, self.zero_point)
 
-    def multiply_unsigned(self, hidden: Value, integers: Value, scales: Value, num_inputs: int) -> Value:
+    def multiply_unsigned(self, hidden: Value, weight: str, num_inputs: int) -> Value:
         """As multiply, for a hidden state that has nothing negative: all 8 bits are for its magnitude."""
         op = self.op
         token_scales = op.Mul(op.ReduceMax(hidden, [1]), self.unsigned_step)
         quantized = op.QuantizeLinear(hidden, token_scales, axis=1, block_size=num_inputs)  # to uint8
-        return self.product(quantized, token_scales, integers, scales)
+        return self.product(quantized, token_scales, weight)
 
-    def product(
-        self, quantized: Value, token_scales: Value, integers: Value, scales: Value, *zero_point: Value
-    ) -> Value:
+    def product(self, quantized: Value, token_scales: Value, weight: str, *zero_point: Value) -> Value:
         """Integers by integers, scaled back by the columns' and the tokens' scales."""
+        integers, scales = self.matrix(f"{weight}.int8"), self.constant(f"{weight}.scale")
         product = self.fused.MatMulIntegerToFloat(quantized, integers, self.one, scales, *zero_point)
         return self.op.Mul(product, token_scales)
 

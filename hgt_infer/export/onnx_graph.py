@@ -10,6 +10,8 @@ from onnxscript import GraphBuilder
 
 OPSET = 21
 IR_VERSION = 10
+KERNEL_DOMAIN = "hgt_infer"
+"""Of the operators of `hgt_infer.kernels`."""
 
 Value = Any  # ir.Value, which onnxscript leaves untyped
 
@@ -18,13 +20,15 @@ Dim = int | str
 
 
 class OnnxGraph:
-    """A graph to which `op` and `fused` (ONNX's operators and com.microsoft's) add nodes."""
+    """A graph to which `op`, `fused` and `own` (ONNX's operators, com.microsoft's, ours) add nodes."""
 
     def __init__(self, name: str) -> None:
-        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=name)
+        opsets = {"": OPSET, "com.microsoft": 1}
+        self.graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name=name)
         self.builder = GraphBuilder(self.graph)
         self.op = self.builder.op
         self.fused = self.builder.opset("com.microsoft", 1)
+        self.own = self.builder.opset(KERNEL_DOMAIN, 1)
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> Value:
         """A new input of the graph."""

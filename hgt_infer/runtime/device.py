@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import DTypeLike, NDArray
 
 from hgt_infer.errors import ModelFormatError
+from hgt_infer.kernels.library import load_kernels
 
 
 class DeviceArray(Protocol):
@@ -116,14 +117,22 @@ class CpuDevice:
 
     Args:
         num_threads: of each session that it opens; 0 is one for each physical core.
+        with_kernels: whether sessions can run our own operators, where their library is there.
+
+    Attributes:
+        kernels: the library; None for ONNX Runtime's operators alone.
+
+    Raises:
+        ParameterError, DeviceUnavailableError: see `load_kernels`.
     """
 
     kind = "cpu"
     device_id = 0
     name = "cpu"
 
-    def __init__(self, num_threads: int = 0) -> None:
+    def __init__(self, num_threads: int = 0, *, with_kernels: bool = True) -> None:
         self.num_threads = num_threads
+        self.kernels = load_kernels() if with_kernels else None
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> CpuArray:
         """See Device."""
@@ -149,6 +158,8 @@ class CpuDevice:
         options.enable_mem_pattern = False
         # Two sessions take turns in a step: the threads of one would spin against those of the other.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.kernels is not None:
+            options.register_custom_ops_library(str(self.kernels.path))
         try:
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception

@@ -16,6 +16,7 @@ from hgt_infer.artifact.folder import Artifact
 from hgt_infer.engine.batch import MAX_PREFILL_TOKENS, Batch, BatchOutput, Copy
 from hgt_infer.engine.sequence import Sequence
 from hgt_infer.runtime.device import CpuDevice, Device, DeviceArray
+from hgt_infer.runtime.kernel_session import KernelSession
 from hgt_infer.runtime.model_session import ModelBuffers, ModelSession
 from hgt_infer.sampling.host import sample_on_host
 from hgt_infer.sampling.logprobs import num_scored, score_prompts, token_logprobs
@@ -38,7 +39,7 @@ class ModelRunner:
     def __init__(self, artifact: Artifact, device: Device, *, num_slots: int, max_length: int) -> None:
         self.device = device
         self.config = artifact.config
-        self.model = ModelSession(artifact, device, num_slots=num_slots, max_length=max_length)
+        self.model = _open_model(artifact, device, num_slots=num_slots, max_length=max_length)
         self.cache = self.model.cache
         own = device if isinstance(device, CpuDevice) else CpuDevice()
         self.sampler = own.open_session(artifact.sampler_path)
@@ -256,6 +257,15 @@ class ModelRunner:
             self._buffers(self.seqlens_k), num_rows=num_rows, num_tokens=1, num_outputs=1
         )
         return model_binding, sampler_binding
+
+
+def _open_model(
+    artifact: Artifact, device: Device, *, num_slots: int, max_length: int
+) -> ModelSession | KernelSession:
+    """The decoder on a device, in our own operators where it has them."""
+    if isinstance(device, CpuDevice) and device.kernels is not None and artifact.has_kernel_graph:
+        return KernelSession(artifact, device, num_slots=num_slots, max_length=max_length)
+    return ModelSession(artifact, device, num_slots=num_slots, max_length=max_length)
 
 
 def _fill(array: DeviceArray, values: Any) -> None:

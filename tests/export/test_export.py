@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -180,9 +181,15 @@ def test_a_weight_beyond_fp16_is_refused_by_name() -> None:
         convert("wte.weight", np.array([1e6], np.float32), "fp16")
 
 
-def test_every_node_of_a_layer_is_fused(artifact: Path) -> None:
+@pytest.fixture(scope="module")
+def fp16_model(checkpoint: Path) -> onnx.ModelProto:
+    source = read_checkpoint(checkpoint)
+    return ir.to_proto(build_graph(source.config, source.weights, precision="fp16"))
+
+
+def test_every_node_of_a_layer_is_fused(fp16_model: onnx.ModelProto) -> None:
     """Nine nodes a layer and no more: what a captured graph launches."""
-    model = onnx.load(read_artifact(artifact).model_path, load_external_data=False)
+    model = fp16_model
     layer = [node.op_type for node in model.graph.node if node.name.startswith("h.0/")]
     assert layer == [
         "MatMul",
@@ -197,11 +204,39 @@ def test_every_node_of_a_layer_is_fused(artifact: Path) -> None:
     ]
 
 
-def test_wte_is_stored_once_for_embedding_and_head(artifact: Path) -> None:
-    model = onnx.load(read_artifact(artifact).model_path, load_external_data=False)
-    users = [node.op_type for node in model.graph.node if "wte.weight" in node.input]
-    assert users == ["Gather", "Gemm"]
-    assert "lm_head.weight" not in {w.name for w in model.graph.initializer}
+def test_the_kernels_graph_has_four_nodes_a_layer(artifact: Path) -> None:
+    model = onnx.load(read_artifact(artifact).kernel_path, load_external_data=False)
+    operators = [node.op_type for node in model.graph.node]
+    num_layers = read_artifact(artifact).config.n_layer
+    assert operators[0] == "Embedding"
+    assert operators.count("Attention") == num_layers
+    assert operators.count("Linear") == 4 * num_layers + 1
+    assert set(operators) == {"Embedding", "Attention", "Linear", "Gather"}
+
+
+def test_wte_is_stored_once_for_embedding_and_head(artifact: Path, fp16_model: onnx.ModelProto) -> None:
+    kernel_model = onnx.load(read_artifact(artifact).kernel_path, load_external_data=False)
+    for model, expected in ((fp16_model, ["Gather", "Gemm"]), (kernel_model, ["Embedding", "Linear"])):
+        users = [node.op_type for node in model.graph.node if "wte.weight" in node.input]
+        assert users == expected
+        assert "lm_head.weight" not in {w.name for w in model.graph.initializer}
+
+
+def test_both_graphs_share_the_weights_of_one_file(artifact: Path) -> None:
+    source = read_artifact(artifact)
+    model, kernel_model = (
+        onnx.load(path, load_external_data=False) for path in (source.model_path, source.kernel_path)
+    )
+    places = [
+        {
+            w.name: [(e.key, e.value) for e in w.external_data]
+            for w in one.graph.initializer
+            if w.external_data
+        }
+        for one in (model, kernel_model)
+    ]
+    assert places[0] == places[1]
+    assert "h.0.attn.c_attn.weight" in places[0]
 
 
 def test_an_unknown_precision_is_named_and_nothing_is_written(tmp_path: Path, checkpoint: Path) -> None:
