@@ -41,6 +41,9 @@ CUDA, the others on a CPU."""
 KERNEL_CACHE_TYPES = {"fp32": "float32", "int8": "float16"}
 """Precision → NumPy's type of the cache of the kernels' graph, where there is one."""
 
+CACHE_BLOCK = 16
+"""Positions of a block of that cache."""
+
 MODEL_FILE = "model.onnx"
 KERNEL_FILE = "kernels.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"

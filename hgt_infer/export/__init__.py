@@ -99,12 +99,11 @@ def build_kernel_graph(
     A run takes T tokens of any sequences and writes their keys and values into the cache, which is an input
     and changes in place.
 
-    Inputs (T tokens, P of which give logits; N slots of M positions, L layers, H heads of size D, V tokens in
-    the vocabulary):
+    Inputs (T tokens, P of which give logits; N slots of M blocks of 16 positions, L layers, H heads of size D,
+    V tokens in the vocabulary):
         input_ids, position_ids, slots int32 [T]: a slot's tokens follow each other, at consecutive positions
         output_tokens int32 [P]: which tokens give logits
-        cache [2 · L, N, H, M, D]: keys of layer 0, values of layer 0, keys of layer 1, …; float32, in int8
-            float16
+        cache [N, M, L, 2, H, 16, D]: keys and values; float32, in int8 float16
     Output: logits float32 [P, V].
     """
     return KernelDecoder(config, weights, precision).build()

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hgt_infer.artifact.config import ModelConfig
-from hgt_infer.artifact.folder import KERNEL_CACHE_TYPES
+from hgt_infer.artifact.folder import CACHE_BLOCK, KERNEL_CACHE_TYPES
 from hgt_infer.export.int8_decoder import GELU_SHIFT, quantize, unsigned_bias
 from hgt_infer.export.onnx_graph import Dim, OnnxGraph, Value
 from hgt_infer.export.panels import pack
@@ -43,14 +43,8 @@ class KernelDecoder:
         slots = graph.input("slots", int32, ["tokens"])
         output_tokens = graph.input("output_tokens", int32, ["rows"])
         cache_type = ir.DataType.from_numpy(np.dtype(KERNEL_CACHE_TYPES[self.precision]))
-        cache_shape: list[Dim] = [
-            2 * config.n_layer,
-            "num_slots",
-            config.n_head,
-            "max_length",
-            config.head_size,
-        ]
-        cache = graph.input("cache", cache_type, cache_shape)
+        block: list[Dim] = [config.n_layer, 2, config.n_head, CACHE_BLOCK, config.head_size]
+        cache = graph.input("cache", cache_type, ["num_slots", "num_blocks", *block])
 
         embedding, scales, _ = self.matrix("wte.weight")
         hidden = self.own.Embedding(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hgt_infer.artifact.folder import KERNEL_CACHE_TYPES, Artifact
+from hgt_infer.artifact.config import ModelConfig
+from hgt_infer.artifact.folder import CACHE_BLOCK, KERNEL_CACHE_TYPES, Artifact
 from hgt_infer.runtime.device import CpuDevice
-from hgt_infer.runtime.kv_cache import KVCache
 from hgt_infer.runtime.model_session import ModelBuffers
 
 
@@ -21,6 +24,35 @@ class _Binding:
     binding: Any
     slots: NDArray[np.int32]
     output_tokens: NDArray[np.int32]
+
+
+class BlockCache:
+    """The keys and values of every slot, allocated once: a slot's positions lie in blocks, one behind the other.
+
+    What a sequence has of keys and values, in all layers, is one piece of memory: pages that no sequence has
+    reached are not resident, even where they are huge.
+
+    Attributes:
+        array: [num_slots, num_blocks, n_layer, 2, n_head, CACHE_BLOCK, head_size].
+        slot_bytes: of a slot.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, num_slots: int, max_length: int, dtype: np.dtype[np.floating]
+    ) -> None:
+        num_blocks = -(-max_length // CACHE_BLOCK)
+        shape = (num_slots, num_blocks, config.n_layer, 2, config.n_head, CACHE_BLOCK, config.head_size)
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # of a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self.array: NDArray[np.floating] = np.frombuffer(memory, dtype).reshape(shape)
+        self.slot_bytes = self.array.nbytes // num_slots
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of slot `source` to slot `target`, in whole blocks."""
+        num_blocks = -(-length // CACHE_BLOCK)
+        self.array[target, :num_blocks] = self.array[source, :num_blocks]
 
 
 class KernelSession:
@@ -35,13 +67,8 @@ class KernelSession:
 
     def __init__(self, artifact: Artifact, device: CpuDevice, *, num_slots: int, max_length: int) -> None:
         self.session = device.open_session(artifact.kernel_path)
-        self.cache = KVCache(
-            device,
-            artifact.config,
-            num_slots=num_slots,
-            max_length=max_length,
-            dtype=KERNEL_CACHE_TYPES[artifact.precision],
-        )
+        dtype = np.dtype(KERNEL_CACHE_TYPES[artifact.precision])
+        self.cache = BlockCache(artifact.config, num_slots=num_slots, max_length=max_length, dtype=dtype)
         self._vocab_size = artifact.config.vocab_size
 
     def bind(
@@ -62,7 +89,8 @@ class KernelSession:
         bind_input("position_ids", np.int32, (token.size,), buffers.position_ids)
         bind_input("slots", np.int32, bound.slots.shape, bound.slots.ctypes.data)
         bind_input("output_tokens", np.int32, bound.output_tokens.shape, bound.output_tokens.ctypes.data)
-        bind_input("cache", self.cache.dtype.type, self.cache.shape, self.cache.address)
+        cache = self.cache.array
+        bind_input("cache", cache.dtype.type, cache.shape, cache.ctypes.data)
         logits_shape = (len(bound.output_tokens), self._vocab_size)
         bound.binding.bind_output("logits", "cpu", 0, np.float32, logits_shape, buffers.logits)
         return bound

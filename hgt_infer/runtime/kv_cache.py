@@ -17,7 +17,6 @@ class KVCache:
 
     Attributes:
         dtype: of keys and values.
-        shape, address: of the buffer.
         slot_shape: a slot of one array [n_head, max_length, head_size].
         slot_bytes: a slot in all arrays.
     """
@@ -30,9 +29,7 @@ class KVCache:
         self.slot_bytes = self.bytes_per_slot(config, max_length, dtype)
         self._num_slots = num_slots
         self._names = [f"{kind}.{layer}" for layer in range(config.n_layer) for kind in ("key", "value")]
-        self.shape = (len(self._names), num_slots, *self.slot_shape)
-        self._array = device.cache(self.shape, self.dtype)
-        self.address = self._array.address
+        self._array = device.cache((len(self._names), num_slots, *self.slot_shape), self.dtype)
 
     @staticmethod
     def bytes_per_slot(config: ModelConfig, max_length: int, dtype: DTypeLike) -> int:
@@ -42,7 +39,7 @@ class KVCache:
     def addresses(self, slot: int) -> dict[str, int]:
         """Address of each array from a slot on, by its name in the graph ("key.0", "value.0", …)."""
         stride = self.slot_bytes // len(self._names)  # from a slot to the next
-        first = self.address + slot * stride
+        first = self._array.address + slot * stride
         return {name: first + i * self._num_slots * stride for i, name in enumerate(self._names)}
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -36,14 +36,19 @@ struct Linear {
   float* input_scales;  // [rows], int8 only
 };
 
+// The cache is [slots, blocks, layers, 2, heads, 16, head_size]: a block has 16 positions of a slot in all
+// layers, keys and values. So what a sequence has is in one piece, however long its slot is.
+constexpr int64_t kBlock = 16;
+
 // Causal self-attention of tokens over the cache of their slots, into which their own keys and values are
 // written.
 struct Attention {
-  const float* qkv;     // [tokens, 3, heads, head_size]
-  void *keys, *values;  // [slots, heads, max_length, head_size] of float, or of half
+  const float* qkv;  // [tokens, 3, heads, head_size]
+  void* cache;       // of the layer: its keys in block 0 of slot 0; float, or the bits of halves
   bool is_half;
-  const int32_t *slots, *positions;  // [tokens]
-  int64_t heads, head_size, max_length;
+  int64_t slot_stride, block_stride;  // from one to the next, in numbers
+  const int32_t *slots, *positions;   // [tokens]
+  int64_t heads, head_size;
   float* output;              // [tokens, heads, head_size]
   const int64_t* run_starts;  // [runs + 1], tokens of one slot at consecutive positions
 };

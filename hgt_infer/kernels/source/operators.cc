@@ -117,7 +117,7 @@ Status* fail(const char* message) { return api.error(ErrorCode::kInvalidArgument
     if (::hgt::Status* status = (expression); status) return status; \
   } while (false)
 
-constexpr size_t kMaxDimensions = 5;
+constexpr size_t kMaxDimensions = 7;
 
 struct Tensor {
   const Value* value = nullptr;
@@ -140,7 +140,7 @@ struct Tensor {
     Status* status = api.element_type(shape, &type);
     if (status == nullptr) status = api.num_dimensions(shape, &num_dimensions);
     if (status == nullptr && num_dimensions > kMaxDimensions)
-      status = fail("a tensor of more than 5 dimensions");
+      status = fail("a tensor of more than 7 dimensions");
     if (status == nullptr) status = api.dimensions(shape, dimensions, num_dimensions);
     api.release(shape);
     if (status != nullptr) return status;
@@ -333,26 +333,28 @@ struct AttentionOp {
     HGT_TRY(read_input(context, kCache, &cache));
     HGT_TRY(read_input(context, kSlots, &slots));
     HGT_TRY(read_input(context, kPositions, &positions));
-    // cache: [2 · layers, slots, heads, max_length, head_size], a layer's keys before its values
+    // cache: [slots, blocks, layers, 2, heads, 16, head_size]
     const int64_t* shape = cache.dimensions;
-    const int64_t tokens = qkv.dimensions[0], num_slots = shape[1];
+    const int64_t tokens = qkv.dimensions[0], num_slots = shape[0];
     Attention run = {};
-    run.heads = shape[2];
-    run.max_length = shape[3];
-    run.head_size = shape[4];
+    run.heads = shape[4];
+    run.head_size = shape[6];
     run.is_half = cache.type == ElementType::kFloat16;
-    if (cache.num_dimensions != 5 || !(run.is_half || cache.type == ElementType::kFloat) || layer_ < 0 ||
-        shape[0] < 2 * (layer_ + 1)) {
-      return fail(
-          "Attention: cache must be [2 * layers, slots, heads, length, head_size] of float or float16");
+    if (cache.num_dimensions != 7 || !(run.is_half || cache.type == ElementType::kFloat) || layer_ < 0 ||
+        shape[2] <= layer_ || shape[3] != 2 || shape[5] != kBlock) {
+      return fail("Attention: cache must be [slots, blocks, layers, 2, heads, 16, head_size]");
     }
+    const int64_t layer_size = 2 * run.heads * kBlock * run.head_size;
+    run.block_stride = shape[2] * layer_size;
+    run.slot_stride = shape[1] * run.block_stride;
+    run.cache = static_cast<char*>(cache.data) + layer_ * layer_size * (run.is_half ? 2 : 4);
     if (!qkv.is(ElementType::kFloat, 2) || qkv.dimensions[1] != 3 * run.heads * run.head_size) {
       return fail("Attention: qkv must be [tokens, 3 * heads * head_size]");
     }
     if (!slots.is_vector(ElementType::kInt32, tokens) || !positions.is_vector(ElementType::kInt32, tokens)) {
       return fail("Attention: slots and positions must have a value for each token");
     }
-    if (!is_within(slots, num_slots) || !is_within(positions, run.max_length)) {
+    if (!is_within(slots, num_slots) || !is_within(positions, shape[1] * kBlock)) {
       return fail("Attention: a slot or a position lies outside the cache");
     }
     const int64_t output_shape[] = {tokens, run.heads * run.head_size};
@@ -361,10 +363,6 @@ struct AttentionOp {
     run.qkv = qkv.as<float>();
     run.slots = slots.as<int32_t>();
     run.positions = positions.as<int32_t>();
-    const int64_t bytes = num_slots * run.heads * run.max_length * run.head_size * (run.is_half ? 2 : 4);
-    run.keys = static_cast<char*>(cache.data) + 2 * layer_ * bytes;
-    run.values = static_cast<char*>(run.keys) + bytes;
-
     const Buffer buffer((tokens + 1) * static_cast<int64_t>(sizeof(int64_t)));
     if (!buffer.is_there()) return api.error(ErrorCode::kFail, "Attention: no memory");
     auto* run_starts = reinterpret_cast<int64_t*>(buffer.data());
