@@ -9,6 +9,8 @@ WORKERS ?= 2
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+# What builds the package is locked too, so it is in .venv and not in an environment that pip makes for one build.
+INSTALL := $(PIP) hatchling editables ziglang && $(PIP) --no-build-isolation --editable
 # A file's tests run in one process, so that what they share is made once.
 PYTEST := $(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 REQUIREMENTS := pyproject.toml constraints.txt
@@ -60,6 +62,7 @@ sanitize: $(INSTALLED_ALL)  ## the tests of the operators with AddressSanitizer 
 		$(PYTHON) -m pytest --capture=sys tests/kernels -m "not integration"
 
 demo: $(INSTALLED_TRAIN)  ## train on the sample tweets (BASE=gpt2 fine-tunes GPT-2), sample, compare
+	@$(PYTHON) -m hgt_infer.kernels.build
 	@$(PYTHON) -m training --tweets training/sample/tweets.js --handle $(HANDLE) \
 		--base $(BASE) --seed $(SEED) --output build/demo/checkpoint --force
 	@$(PYTHON) -m benchmarks.cases.demo build/demo/checkpoint
@@ -109,12 +112,12 @@ clean:  ## remove what was built and cached; .venv and build/peers stay
 
 $(INSTALLED_ALL): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing everything into $(VENV)"
-	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev]'
+	@$(INSTALL) '.[serve,ray,train,fetch,trackers,bench,dev]'
 	@touch $(INSTALLED_TRAIN) $@
 
 $(INSTALLED_CUDA): $(INSTALLED_ALL)
 	@echo "installing the CUDA libraries into $(VENV)"
-	@$(PIP) --editable '.[serve,ray,train,fetch,trackers,bench,dev,cuda]'
+	@$(INSTALL) '.[serve,ray,train,fetch,trackers,bench,dev,cuda]'
 	@touch $@
 
 # llama-cpp-python compiles llama.cpp's own server too, out of the same sources.
@@ -132,7 +135,7 @@ build/peers/%/installed: benchmarks/peers/requirements/%.txt | $(PYTHON)
 
 $(INSTALLED_TRAIN): $(REQUIREMENTS) | $(PYTHON)
 	@echo "installing into $(VENV) what training and sampling need"
-	@$(PIP) --editable '.[train]'
+	@$(INSTALL) '.[train]'
 	@touch $@
 
 $(PYTHON):
