@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "hgt_infer.checks": {"hgt_infer.errors"},
     "hgt_infer.outputs": set(),
     "hgt_infer.cache_folder": set(),
-    "hgt_infer.kernels": {"hgt_infer.errors", "hgt_infer.checks"},
+    "hgt_infer.kernels": {"hgt_infer.errors", "hgt_infer.checks", "numpy"},
     "hgt_infer.sampling_params": {"hgt_infer.errors", "hgt_infer.checks"},
     "hgt_infer.engine": BASE,
     "hgt_infer.artifact": {*BASE, "tokenizers"},
