@@ -24,10 +24,11 @@ from hgt_infer.export.checkpoint import read_checkpoint
 from hgt_infer.export.decoder import Decoder
 from hgt_infer.export.int8_decoder import Int8Decoder
 from hgt_infer.export.sampling_graph import build_sampler
+from hgt_infer.export.smoothing import SmoothedWeights
 from hgt_infer.export.verify import verify
 from hgt_infer.runtime.device import OpenDevice, no_device
 
-EXPORTER_VERSION = "7"
+EXPORTER_VERSION = "8"
 """Part of the key of the export cache: raised when the same checkpoint gives another artifact."""
 
 
@@ -92,5 +93,6 @@ def build_graph(
         past_key.i, past_value.i [B, H, M, D]: bind the same buffer as present_key.i, present_value.i
     Outputs (P = S - first_output): logits float32 [B · P, V]; present_key.i, present_value.i.
     """
-    decoder = Int8Decoder if precision == "int8" else Decoder
-    return decoder(config, weights, precision).build()
+    if precision == "int8":
+        return Int8Decoder(config, SmoothedWeights(config, weights), precision).build()
+    return Decoder(config, weights, precision).build()
