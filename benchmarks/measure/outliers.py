@@ -1,22 +1,24 @@
 """Random GPT-2 weights with the outliers of the pre-trained ones, which make int8 hard.
 
 Where the numbers are from:
-- Channels 138, 378, 447 are massive at the first position, which the first MLP writes from its position
-  embedding, and which draws 0.56 of the attention of later tokens in layers 4 to 11 of GPT-2 124M: Ran-Milo,
-  Ofek, Mendel, "A Mechanistic Account of Attention Sinks in GPT-2" (2026). A query bias and rows of the keys'
-  matrix do it there, and here. About 3,000, a nearly constant value that the last layer takes back: Sun et al.,
-  "Massive Activations in Large Language Models" (2024). First tokens as sinks: Xiao et al., "Efficient Streaming
-  Language Models with Attention Sinks" (2023).
-- Norms of the residual grow exponentially over layers: Heimersheim, Turner, "Residual stream norms grow
+- Channels 138, 378 and 447 of GPT-2 124M are massive at the first position. The first MLP writes them from
+  the position embedding; a query bias and rows of the keys' matrix turn them into attention, 0.56 of that of
+  later tokens in layers 4 to 11: Ran-Milo, Ofek, Mendel, "A Mechanistic Account of Attention Sinks in GPT-2"
+  (2026).
+- Massive values are thousands, nearly constant, written by one layer and taken back by a late one: Sun et
+  al., "Massive Activations in Large Language Models" (2024). First tokens draw attention: Xiao et al.,
+  "Efficient Streaming Language Models with Attention Sinks" (2023).
+- The residual's norm grows exponentially over layers: Heimersheim, Turner, "Residual stream norms grow
   exponentially over the forward pass" (2023).
-- One channel of what matrices multiply reaches 6 to 8 in a quarter of the layers of GPT-2 117M: Dettmers et al.,
-  "LLM.int8()" (2022), table 4. Here it does so in more layers and at every position.
-- GPT-2 124M's logits on five prompts have means from -154 to -102, standard deviations from 3.4 to 4.5, minima
-  from -180 to -115, maxima from -136 to -89, and 4.7 to 6.9 nats of entropy.
+- In a quarter of GPT-2 117M's layers, one channel of what matrices are given reaches 6 to 8: Dettmers et al.,
+  "LLM.int8()" (2022), table 4. Here it is so in all layers, at most positions: harder.
+- GPT-2 124M's last logits on five prompts: means -154 to -102, standard deviations 3.4 to 4.5, minima -180 to
+  -115, maxima -136 to -89, entropies 4.7 to 6.9 nats, correlations between prompts 0.65 to 0.91.
 
-Guesses: the other tokens' outlier channels but for their indices; signs; the gains of LayerNorms, their spread and which
-are large; the size of the matrices' rows at outliers; how the logits' mean is made (a third by outlier channels of
-ln_f, the rest by its bias); GELU's outputs, which are those of random weights.
+Guesses: the outliers' signs, and their sizes but for 447's at the first position; which channels are outliers
+elsewhere; that the last MLP takes back 95 %; the LayerNorms' gains; the matrices' rows at outliers; position
+embeddings opposite to the mean of the tokens'; how the logits' mean comes about (a sixth by outliers, the
+rest by ln_f's bias). All else is random: a trained model may carry rounding errors on less.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def outlier_weights(sizes: dict[str, int], seed: int = 0, strength: float = 1.0)
     written = np.square(deviations) - np.square([0, *deviations[:-1]])
     increments = constants - np.vstack([0 * constant, constants[:-1]])
 
-    # What a LayerNorm leaves of ordinary channels, at tokens that are not the first: before each layer, and at the end.
+    # What a LayerNorm leaves of other channels behind the first position: before each layer, and at the end.
     shares = [1.0, *(deviations / np.sqrt(np.square(deviations) + np.square(constants).sum(1) / width))]
 
     weights: dict[str, Any] = {}

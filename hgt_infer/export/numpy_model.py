@@ -23,7 +23,7 @@ def hidden_states(
     token_ids: Sequence[Any] | NDArray[np.integer],
     observe: Observe = lambda name, hidden: None,
 ) -> NDArray[Any]:
-    """Return what the head multiplies, the normalized hidden states [..., tokens, n_embd], in the weights' type.
+    """Return what the head multiplies: normalized hidden states [..., tokens, n_embd] of the weights' type.
 
     Args:
         config: the model's sizes.

@@ -1,12 +1,13 @@
 """Weights of the same model whose linear layers behind a LayerNorm are given what int8 holds better.
 
-Trained models have a few channels that are much larger than the others, most of them nearly constant. A token's one
-scale is then the outliers', and little is left for the rest. For every c and every s > 0
+Trained models have a few channels that are much larger than the others, most of them nearly constant. They
+take most of a token's one scale, and little is left for the rest. For every c and every s > 0
 
     x · W + b = ((x - c) / s) · (s · W) + (c · W + b),  c and s by input channel, s · W by row
 
-and LayerNorm's bias and gain can give (x - c) / s: nothing is added at run time. s is that of Xiao et al., "SmoothQuant"
-(2023), section 4, c as in Wei et al., "Outlier Suppression+" (2023). Both come from texts of random tokens.
+and LayerNorm's bias and gain can give (x - c) / s: nothing is added at run time. s is that of Xiao et al.,
+"SmoothQuant" (2023), section 4; c is a mean, where Wei et al., "Outlier Suppression+" (2023), take the
+middle of the range. Both are taken over random tokens.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Channels(NamedTuple):
 class SmoothedWeights(Mapping[str, "NDArray[np.float32]"]):
     """A model's weights with what is above in all its layers, each computed when it is asked for.
 
-    The head stays as it is: its matrix is the embedding too. So do the projections, behind attention, whose outputs have no
-    such channels, and behind GELU, which no scale goes through.
+    The head stays as it is: its matrix is the embedding too. So do the projections behind attention, where it
+    changes nothing, and behind GELU, through which no scale goes.
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, NDArray[Any]]) -> None:
@@ -88,8 +89,8 @@ class SmoothedWeights(Mapping[str, "NDArray[np.float32]"]):
 def channels_of(hidden: NDArray[Any], weight: NDArray[Any]) -> Channels:
     """Return c, the mean, and s, (largest |x - c|) ** STRENGTH / (largest |W| of the row) ** (1 - STRENGTH).
 
-    s is in units of its median over channels, from 1 / MAX_SCALE to MAX_SCALE; 1 for a channel that is constant, whose
-    row is zeros, or that overflows.
+    s is in units of its median over channels, from 1 / MAX_SCALE to MAX_SCALE; 1 for a channel that is
+    constant, whose row is zeros, or that overflows.
 
     Args:
         hidden: what the layer is given: [..., inputs].
