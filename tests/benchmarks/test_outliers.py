@@ -71,11 +71,12 @@ def test_weights_are_those_of_the_seed() -> None:
     assert not np.array_equal(once["transformer.wte.weight"], other["transformer.wte.weight"])
 
 
-def test_without_strength_there_are_no_outliers() -> None:
-    weights = without_prefix(outlier_weights(SIZES, strength=0))
-    hidden = hidden_states(CONFIG, weights, np.arange(40))
-    assert np.isfinite(hidden).all()
-    assert np.abs(hidden).max() < 20
+@pytest.mark.parametrize(("strength", "smallest", "largest"), [(0, 0, 1), (1, 2, 5), (3, 3, 6)])
+def test_outliers_are_as_strong_as_asked_for(strength: float, smallest: float, largest: float) -> None:
+    weights = without_prefix(outlier_weights(SIZES, strength=strength))
+    given: dict[str, Any] = {}
+    assert np.isfinite(hidden_states(CONFIG, weights, np.arange(40), given.__setitem__)).all()
+    assert smallest < np.abs(given["h.2.attn.c_attn"][1:, 447 // 3]).mean() < largest
 
 
 def test_quality_is_measured_over_texts_that_it_samples(tmp_path: Path) -> None:
