@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("old", type=Path)
     compare.add_argument("new", type=Path)
     quality = commands.add_parser("quality", help="compare precisions over text, on a trained checkpoint")
-    quality.add_argument("checkpoint", type=Path)
-    quality.add_argument("--tweets", type=Path, required=True, metavar="FILE", help="whatever training reads")
+    quality.add_argument("checkpoint", type=Path, nargs="?", help="default: random weights with outliers")
+    quality.add_argument("--tweets", type=Path, metavar="FILE", help="whatever training reads")
     quality.add_argument(
         "--texts", type=int, default=1000, metavar="N", help="at most (default: %(default)s)"
     )
@@ -154,12 +154,21 @@ def _compare(parsed: argparse.Namespace) -> int:
 def _quality(parsed: argparse.Namespace) -> int:
     from itertools import islice
 
-    from benchmarks.cases.quality import measure_quality
+    from benchmarks.cases.quality import measure_quality, sample_texts
+    from benchmarks.measure.checkpoints import GPT2_124M, write_numpy_checkpoint
+    from benchmarks.measure.outliers import outlier_weights
     from training.corpus.cleaning import clean
     from training.tweets.reading import read_tweets
 
-    texts = [*islice(clean(read_tweets([parsed.tweets])).kept, parsed.texts)]
-    print(json.dumps(measure_quality(parsed.checkpoint, texts), indent=2))
+    if (parsed.checkpoint is None) != (parsed.tweets is None):
+        raise ValueError("a checkpoint needs --tweets, and --tweets a checkpoint")
+    if parsed.checkpoint is None:
+        checkpoint = write_numpy_checkpoint(RESULTS / "outliers-124m", GPT2_124M, outlier_weights)
+        result = measure_quality(checkpoint, sample_texts(checkpoint, parsed.texts, num_tokens=47))
+    else:
+        texts = [*islice(clean(read_tweets([parsed.tweets])).kept, parsed.texts)]
+        result = measure_quality(parsed.checkpoint, texts)
+    print(json.dumps(result, indent=2))
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a precision costs in quality: perplexity, KL divergence and top-1 agreement beside fp32, on real text.
 
 `python -m benchmarks quality CHECKPOINT --tweets FILE`: the checkpoint should be a trained one.
+`python -m benchmarks quality`: random weights with outliers, as large as GPT-2 124M, over texts they sample.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.measure.checkpoints import END_OF_TEXT
+from hgt_infer import Generator, SamplingParams
 from hgt_infer.artifact.folder import Artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.export import export_checkpoint
 
 
 def measure_quality(
-    checkpoint: Path, texts: Sequence[str], precisions: Sequence[str] = ("fp16", "int8")
+    checkpoint: Path, texts: Sequence[str | Sequence[int]], precisions: Sequence[str] = ("fp16", "int8")
 ) -> dict[str, Any]:
-    """Compare precisions with fp32, over the tokens of all texts, on the CPU.
+    """Compare precisions with fp32, over the tokens of all texts, on the CPU. A text may be its token ids.
 
     fp16 rounds there between operators, which compute in fp32 inside; how a GPU sums is not seen.
 
@@ -40,7 +42,10 @@ def measure_quality(
         }
         tokenizer = Tokenizer(artifacts["fp32"].tokenizer_path)
         limit = artifacts["fp32"].config.n_positions
-        ids = [tokenizer.encode(END_OF_TEXT + text + END_OF_TEXT)[:limit] for text in texts]
+        ids = [
+            (tokenizer.encode(END_OF_TEXT + text + END_OF_TEXT) if isinstance(text, str) else text)[:limit]
+            for text in texts
+        ]
         sides = {name: _log_probabilities(artifact, ids) for name, artifact in artifacts.items()}
         sums = {name: np.zeros(3) for name in artifacts}  # nats, KL, agreements
         num_tokens = 0
@@ -60,6 +65,18 @@ def measure_quality(
         if name != "fp32":
             result[name] |= {"kl": divergence / num_tokens, "top1": agreements / num_tokens}
     return result
+
+
+def sample_texts(checkpoint: Path, num_texts: int, num_tokens: int) -> list[list[int]]:
+    """Token ids of texts that a checkpoint samples in fp32 behind end-of-text: seeded, of equal length."""
+    params = SamplingParams(
+        n=num_texts, max_tokens=num_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0, ignore_eos=True
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export_checkpoint(checkpoint, Path(folder, "fp32"))
+        with Generator(artifact.path, device="cpu") as generator:
+            (output,) = generator.generate(END_OF_TEXT, params)
+    return [[*output.prompt_token_ids, *sample.token_ids] for sample in output.completions]
 
 
 def _log_probabilities(artifact: Artifact, ids: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,13 @@ def write_checkpoint(folder: Path, config: Any) -> Path:
     return folder
 
 
-def write_numpy_checkpoint(folder: Path, sizes: dict[str, int]) -> Path:
-    """Write a model of such sizes without PyTorch; a folder that is there is kept."""
+def write_numpy_checkpoint(
+    folder: Path, sizes: dict[str, int], weights: Callable[[dict[str, int]], dict[str, Any]] | None = None
+) -> Path:
+    """Write a model of such sizes without PyTorch; a folder that is there is kept.
+
+    weights: called with the sizes, gives all weights by their names; None: initialized ones.
+    """
     if folder.exists():
         return folder
     from safetensors.numpy import save_file
@@ -69,7 +74,9 @@ def write_numpy_checkpoint(folder: Path, sizes: dict[str, int]) -> Path:
         "eos_token_id": end_of_text,
     }
     with _written_whole(folder, sizes["vocab_size"]) as partial:
-        save_file(_random_weights(sizes), partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            (weights or _random_weights)(sizes), partial / "model.safetensors", metadata={"format": "pt"}
+        )
         (partial / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -29,6 +29,7 @@ from hgt_infer.export.decoder import Decoder
 from hgt_infer.export.int8_decoder import Int8Decoder
 from hgt_infer.export.kernel_decoder import KernelDecoder
 from hgt_infer.export.sampling_graph import build_sampler
+from hgt_infer.export.smoothing import SmoothedWeights
 from hgt_infer.export.verify import verify
 from hgt_infer.runtime.device import OpenDevice, no_device
 
@@ -99,13 +100,15 @@ def build_kernel_graph(
     A run takes T tokens of any sequences and writes their keys and values into the cache, which is an input
     and changes in place.
 
-    Inputs (T tokens, P of which give logits; N slots of M blocks of 16 positions, L layers, H heads of size D,
-    V tokens in the vocabulary):
+    Inputs (T tokens, P of which give logits; N slots of M blocks of 16 positions, L layers, H heads of size
+    D, V tokens in the vocabulary):
         input_ids, position_ids, slots int32 [T]: a slot's tokens follow each other, at consecutive positions
         output_tokens int32 [P]: which tokens give logits
         cache [N, M, L, 2, H, 16, D]: keys and values; float32, in int8 float16
     Output: logits float32 [P, V].
     """
+    if precision == "int8":
+        weights = SmoothedWeights(config, weights)
     return KernelDecoder(config, weights, precision).build()
 
 

@@ -32,7 +32,8 @@ def quantize(weight: NDArray[np.float32], *, axis: int) -> tuple[NDArray[np.int8
     """
     scales = np.abs(weight).max(axis) / np.float32(LARGEST)
     divisors = np.expand_dims(np.where(scales == 0, np.float32(1), scales), axis)
-    return np.rint(weight / divisors).astype(np.int8), scales
+    integers = np.rint(weight / divisors).clip(-LARGEST, LARGEST)  # a subnormal scale is rounded itself
+    return integers.astype(np.int8), scales
 
 
 def unsigned_bias(

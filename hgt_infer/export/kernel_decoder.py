@@ -43,8 +43,8 @@ class KernelDecoder:
         slots = graph.input("slots", int32, ["tokens"])
         output_tokens = graph.input("output_tokens", int32, ["rows"])
         cache_type = ir.DataType.from_numpy(np.dtype(KERNEL_CACHE_TYPES[self.precision]))
-        block: list[Dim] = [config.n_layer, 2, config.n_head, CACHE_BLOCK, config.head_size]
-        cache = graph.input("cache", cache_type, ["num_slots", "num_blocks", *block])
+        cache_block: list[Dim] = [config.n_layer, 2, config.n_head, CACHE_BLOCK, config.head_size]
+        cache = graph.input("cache", cache_type, ["num_slots", "num_blocks", *cache_block])
 
         embedding, scales, _ = self.matrix("wte.weight")
         hidden = self.own.Embedding(

@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from hgt_infer.engine.sequence import Sequence as RunningSequence
 from hgt_infer.engine.sequence import SequenceParams
 from hgt_infer.errors import ModelFormatError
 from hgt_infer.export.checkpoint import Checkpoint
+from hgt_infer.export.numpy_model import hidden_states
 from hgt_infer.runtime.device import CpuDevice, Device
 from hgt_infer.runtime.runner import ModelRunner
 
@@ -137,37 +137,14 @@ def _run(artifact: Artifact, device: Device) -> tuple[list[list[int]], NDArray[n
 
 
 def numpy_logits(checkpoint: Checkpoint) -> LastLogits:
-    """GPT-2 as in Radford et al., "Language models are unsupervised multitask learners" (2019)."""
-    config, weights = checkpoint.config, dict(checkpoint.weights)
-
-    def norm(x: NDArray[Any], name: str) -> Any:
-        centered = x - x.mean(-1, keepdims=True)
-        scale = np.sqrt(np.square(centered).mean(-1, keepdims=True) + config.layer_norm_epsilon)
-        return centered / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def linear(x: NDArray[Any], name: str) -> Any:
-        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def attention(x: NDArray[Any], name: str) -> Any:
-        heads = linear(x, f"{name}.c_attn").reshape(len(x), 3, config.n_head, config.head_size)
-        query, key, value = heads.transpose(1, 2, 0, 3)  # [heads, tokens, head_size] each
-        scores = query @ key.swapaxes(1, 2) / np.float32(config.head_size**0.5)
-        scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = scores / scores.sum(-1, keepdims=True) @ value
-        return linear(mixed.swapaxes(0, 1).reshape(x.shape), f"{name}.c_proj")
-
-    def mlp(x: NDArray[Any], name: str) -> Any:
-        x = linear(x, f"{name}.c_fc")
-        return linear(x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))), f"{name}.c_proj")
+    """The logits of `numpy_model`."""
+    weights = dict(checkpoint.weights)
+    head = weights.get("lm_head.weight", weights["wte.weight"])
 
     def last_logits(token_ids: Sequence[int]) -> NDArray[np.float32]:
-        x = weights["wte.weight"][list(token_ids)] + weights["wpe.weight"][: len(token_ids)]
-        for layer in range(config.n_layer):
-            x = x + attention(norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
-            x = x + mlp(norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp")
-        head = weights.get("lm_head.weight", weights["wte.weight"])
-        logits: NDArray[np.float32] = norm(x[-NUM_STEPS:], "ln_f") @ head.T
+        logits: NDArray[np.float32] = (
+            hidden_states(checkpoint.config, weights, token_ids)[-NUM_STEPS:] @ head.T
+        )
         return logits
 
     return last_logits

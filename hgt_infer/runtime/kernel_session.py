@@ -27,7 +27,7 @@ class _Binding:
 
 
 class BlockCache:
-    """The keys and values of every slot, allocated once: a slot's positions lie in blocks, one behind the other.
+    """The keys and values of every slot, allocated once: a slot is a row of blocks of positions.
 
     What a sequence has of keys and values, in all layers, is one piece of memory: pages that no sequence has
     reached are not resident, even where they are huge.
