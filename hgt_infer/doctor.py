@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from hgt_infer.errors import HgtInferError
+from hgt_infer.kernels.library import load_kernels
 from hgt_infer.opening import open_devices
 from hgt_infer.runtime.cpu_features import check_int8
 
@@ -48,11 +49,14 @@ def examine() -> Iterator[Finding]:
         version = _version(name)
         yield Finding("ok" if version else "broken", name, version or "pip install hgt-infer")
     try:
-        check_int8()
+        kernels = load_kernels()
+        if kernels is None:
+            check_int8()
     except HgtInferError as error:
-        yield Finding("missing", "int8 on this CPU", str(error))
+        yield Finding("missing", "kernels for this CPU", str(error))
     else:
-        yield Finding("ok", "int8 on this CPU", "supported")
+        what = f"our own, for {kernels.instruction_set}" if kernels else "ONNX Runtime's, which are slower"
+        yield Finding("ok" if kernels else "missing", "kernels for this CPU", what)
     try:
         devices = open_devices("cuda")
     except HgtInferError as error:

@@ -101,6 +101,7 @@ class Generator:
         artifact = opened.artifact
         self._name, self._precision = os.fspath(model), artifact.precision
         self._device_names, self._max_length = opened.device_names, opened.max_length
+        self._kernels = opened.kernels
         self._tokenizer = Tokenizer(artifact.tokenizer_path)
         self._reader = PromptReader(
             self._tokenizer,
@@ -115,7 +116,7 @@ class Generator:
         state = "" if self.is_alive else ", closed"
         return (
             f"Generator({self._name!r}, device={self._device_names}, precision={self._precision!r}, "
-            f"num_slots={self.num_slots}, max_length={self._max_length}{state})"
+            f"kernels={self._kernels!r}, num_slots={self.num_slots}, max_length={self._max_length}{state})"
         )
 
     def __call__(self, prompts: str | Seq[str], **options: Unpack[PipelineOptions]) -> list[Any]:
@@ -312,6 +313,16 @@ class Generator:
     def num_slots(self) -> int:
         """Sequences that run at once, on all devices."""
         return self._engine.num_slots
+
+    @property
+    def kernels(self) -> str:
+        """Whose operators compute: ours for "avx512", "avx2" or any processor ("portable"), or those of
+        "onnxruntime" or "cuda".
+
+        In int8 ours give the same tokens on every processor. Otherwise a seed may give another text where
+        this differs, as sums are rounded in another order.
+        """
+        return self._kernels
 
     @property
     def is_alive(self) -> bool:

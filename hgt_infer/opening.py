@@ -48,12 +48,14 @@ class OpenedModel:
         artifact: the exported model, in the precision of the devices.
         max_length: tokens that a sequence can hold.
         device_names: as `open_devices` takes them.
+        kernels: whose operators compute: an instruction set of `hgt_infer.kernels`, "onnxruntime" or "cuda".
         workers: one per device; they share one waiting queue.
     """
 
     artifact: Artifact
     max_length: int
     device_names: list[str]
+    kernels: str
     workers: list[DeviceWorker]
 
 
@@ -89,6 +91,7 @@ def open_model(
         check_int("max_length", max_length, 2, n_positions)
     waiting = WaitingQueue()
     max_length, steps_per_sync = max_length or n_positions, steps_per_sync or DEFAULT_STEPS_PER_SYNC
+    kernels = _kernels(artifact, devices[0])
     workers = []
     for one in devices:
         if isinstance(one, CudaDevice):
@@ -108,22 +111,34 @@ def open_model(
                 shares_prefills=not batch_invariant,  # else a prefill's shape is the prompt's own
             )
             workers.append(DeviceWorker(captured, scheduler))
+            slot_bytes = KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
         else:
             scheduler = Scheduler(asked_slots or DEFAULT_CPU_SLOTS, waiting)
             eager = ModelRunner(artifact, one, num_slots=scheduler.num_slots, max_length=max_length)
             workers.append(DeviceWorker(eager, scheduler))
+            slot_bytes = eager.cache.slot_bytes
         logger.info(
-            "%s on %s in %s: %d slots of %d positions, %.0f MB of cache",
+            "%s on %s in %s, kernels of %s: %d slots of %d positions, %.0f MB of cache",
             artifact.path,
             one.name,
             artifact.precision,
+            kernels,
             scheduler.num_slots,
             max_length,
-            scheduler.num_slots
-            * KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
-            / 1e6,
+            scheduler.num_slots * slot_bytes / 1e6,
         )
-    return OpenedModel(artifact, max_length, [one.name for one in devices], workers)
+    return OpenedModel(artifact, max_length, [one.name for one in devices], kernels, workers)
+
+
+def _kernels(artifact: Artifact, device: Device) -> str:
+    """Whose operators run an artifact on a device; int8 is refused where ONNX Runtime's are not exact."""
+    if not isinstance(device, CpuDevice):
+        return "cuda"
+    if device.kernels is not None and artifact.has_kernel_graph:
+        return device.kernels.instruction_set
+    if artifact.precision == "int8":
+        check_int8()
+    return "onnxruntime"
 
 
 def _load(
@@ -142,8 +157,6 @@ def _load(
         cache_dir=cache_dir,
         open_device=verification_device,
     )
-    if artifact.precision == "int8":
-        check_int8()
     if is_auto and artifact.precision == "fp32":
         logger.info("precision='auto' took fp32, as transformers has it; 'int8' is faster on a CPU")
     return artifact

@@ -25,6 +25,7 @@ from hgt_infer import (
     SamplingParams,
 )
 from hgt_infer.cuda.cudart import count_cuda_devices
+from hgt_infer.kernels.library import load_kernels
 
 NUM_GREEDY_TOKENS = 64
 
@@ -244,7 +245,9 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(
     with caplog.at_level("INFO"):
         Generator(artifact)
     assert "device='auto' took cpu" in caplog.text
-    assert "cpu in fp32: 16 slots of 1100 positions" in caplog.text
+    kernels = load_kernels()
+    name = kernels.instruction_set if kernels else "onnxruntime"
+    assert f"cpu in fp32, kernels of {name}: 16 slots of 1100 positions" in caplog.text
 
 
 def test_a_missing_model_and_a_folder_that_is_none_are_named(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ MAY_IMPORT = {
         *BASE,
         *("hgt_infer.generator", "hgt_infer.server", "numpy", "pyarrow", "ray"),
     },
-    "hgt_infer.doctor": {"hgt_infer.errors", "hgt_infer.opening", "hgt_infer.runtime"},
+    "hgt_infer.doctor": {"hgt_infer.errors", "hgt_infer.kernels", "hgt_infer.opening", "hgt_infer.runtime"},
     "hgt_infer.cli": {
         *BASE,
         *("hgt_infer.generator", "hgt_infer.server", "hgt_infer.doctor", "hgt_infer.export"),
@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "benchmarks.cases": {
         *("benchmarks.measure", "benchmarks.peers"),
         *("hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.distributed"),
-        *("numpy", "onnxruntime", "ray", "torch", "transformers"),
+        *("hgt_infer.runtime", "numpy", "onnxruntime", "ray", "torch", "transformers"),
     },
     "benchmarks.components": {
         *("benchmarks.measure", "hgt_infer", "hgt_infer.export", "hgt_infer.artifact", "hgt_infer.engine"),

@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.measure.checkpoints import END_OF_TEXT
 from hgt_infer import Generator, SamplingParams
-from hgt_infer.artifact.folder import Artifact
+from hgt_infer.artifact.folder import KERNEL_CACHE_TYPES, Artifact
 from hgt_infer.artifact.tokenizer import Tokenizer
 from hgt_infer.export import export_checkpoint
+from hgt_infer.runtime.device import CpuDevice
+from hgt_infer.runtime.kernel_session import BlockCache
 
 
 def measure_quality(
@@ -81,20 +83,44 @@ def sample_texts(checkpoint: Path, num_texts: int, num_tokens: int) -> list[list
 
 def _log_probabilities(artifact: Artifact, ids: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float64]]:
     """Of each text: log-probabilities [tokens - 1, V] of what follows each token but the last."""
-    session = ort.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
+    with closing(CpuDevice()) as device:
+        has_kernels = device.kernels is not None and artifact.has_kernel_graph
+        session = device.open_session(artifact.kernel_path if has_kernels else artifact.model_path)
+        inputs_of = _kernel_inputs if has_kernels else _inputs
+        for row in ids:
+            logits = session.run(["logits"], inputs_of(artifact, row))[0][:-1].astype(np.float64)
+            shifted = logits - logits.max(1, keepdims=True)
+            yield shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def _inputs(artifact: Artifact, row: Sequence[int]) -> dict[str, Any]:
+    """Inputs of `build_graph`'s graph: a text in one run."""
     config = artifact.config
-    for row in ids:
-        shape = (1, config.n_head, len(row), config.head_size)
-        inputs: dict[str, Any] = {
-            "input_ids": np.array([row], np.int32),
-            "position_ids": np.arange(len(row), dtype=np.int32)[None],
-            "first_output": np.zeros(1, np.int64),
-            "seqlens_k": np.array([len(row) - 1], np.int32),
-            "total_sequence_length": np.array(len(row), np.int32),
-        }
-        for layer in range(config.n_layer):
-            for kind in ("key", "value"):
-                inputs[f"past_{kind}.{layer}"] = np.zeros(shape, artifact.float_type)
-        logits = session.run(["logits"], inputs)[0][:-1].astype(np.float64)
-        shifted = logits - logits.max(1, keepdims=True)
-        yield shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    past = np.zeros((1, config.n_head, len(row), config.head_size), artifact.float_type)
+    kinds = [f"past_{kind}.{layer}" for layer in range(config.n_layer) for kind in ("key", "value")]
+    return {
+        "input_ids": np.array([row], np.int32),
+        "position_ids": np.arange(len(row), dtype=np.int32)[None],
+        "first_output": np.zeros(1, np.int64),
+        "seqlens_k": np.array([len(row) - 1], np.int32),
+        "total_sequence_length": np.array(len(row), np.int32),
+        **dict.fromkeys(kinds, past),
+    }
+
+
+def _kernel_inputs(artifact: Artifact, row: Sequence[int]) -> dict[str, Any]:
+    """Inputs of `build_kernel_graph`'s graph: a text in one run."""
+    tokens = np.arange(len(row), dtype=np.int32)
+    cache = BlockCache(
+        artifact.config,
+        num_slots=1,
+        max_length=len(row),
+        dtype=np.dtype(KERNEL_CACHE_TYPES[artifact.precision]),
+    )
+    return {
+        "input_ids": np.array(row, np.int32),
+        "position_ids": tokens,
+        "slots": np.zeros_like(tokens),
+        "output_tokens": tokens,
+        "cache": cache.array,
+    }

@@ -23,7 +23,6 @@ from hgt_infer.server.errors import RequestError, as_request_error
 from hgt_infer.server.limits import Limits
 from hgt_infer.server.schema import CompletionRequest
 
-FINGERPRINT = f"hgt_infer-{hgt_infer.__version__}"
 CLIENT_GONE = 499  # nginx's; nobody reads it but the log
 
 Result = TypeVar("Result")
@@ -48,7 +47,8 @@ async def complete(
         "object": "text_completion",
         "created": int(time.time()),
         "model": asked.model,
-        "system_fingerprint": FINGERPRINT,
+        # OpenAI's name for what a seed's text depends on beside the request.
+        "system_fingerprint": f"hgt_infer-{hgt_infer.__version__}-{generator.kernels}",
     }
     try:
         if not asked.stream:
