@@ -113,8 +113,9 @@ def open_model(
             workers.append(DeviceWorker(captured, scheduler))
             slot_bytes = KVCache.bytes_per_slot(artifact.config, max_length, artifact.float_type)
         else:
-            scheduler = Scheduler(asked_slots or DEFAULT_CPU_SLOTS, waiting)
-            eager = ModelRunner(artifact, one, num_slots=scheduler.num_slots, max_length=max_length)
+            num_slots = asked_slots or DEFAULT_CPU_SLOTS
+            eager = ModelRunner(artifact, one, num_slots=num_slots, max_length=max_length)
+            scheduler = Scheduler(num_slots, waiting, mixes_prompts=eager.mixes_prompts)
             workers.append(DeviceWorker(eager, scheduler))
             slot_bytes = eager.cache.slot_bytes
         logger.info(

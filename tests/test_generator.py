@@ -127,7 +127,7 @@ def test_more_samples_than_slots_share_few_prefills(generator: Generator) -> Non
     finally:
         runner.launch = original
     assert len(output.completions) == 50
-    assert sum(batch.is_prefill for batch in batches) == 1
+    assert sum(batch.is_prefill or max(batch.num_scheduled_tokens or [1]) > 1 for batch in batches) == 1
 
 
 def test_first_tokens_follow_the_models_distribution(generator: Generator, reference_model: Any) -> None:

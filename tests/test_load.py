@@ -225,8 +225,10 @@ def test_counts_add_up(artifact: Path) -> None:
         assert stats.time_to_first_token_s.count == 6
         assert stats.inter_token_s.count == num_sampled - 6
         assert num_sampled / 4 <= stats.steps <= num_sampled
-        assert stats.occupancy == pytest.approx(num_sampled / stats.steps / 4)
-        assert stats.prefill_s > 0
+        # Either the prompts are prefilled, or steps compute them: that of 300 tokens takes one step more.
+        is_prefilled = generator.kernels == "onnxruntime"
+        assert stats.occupancy == pytest.approx((num_sampled + (not is_prefilled)) / stats.steps / 4)
+        assert (stats.prefill_s > 0) == is_prefilled
         assert stats.decode_s > 0
 
         generator.score(text_of_length(generator, 40, seed=2))
@@ -246,8 +248,12 @@ def test_counts_add_up(artifact: Path) -> None:
 
 
 def test_the_log_has_what_was_started(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "hgt_infer"):
-        Generator(artifact, device="cpu", num_slots=32, max_length=1000).close()
+    with (
+        caplog.at_level("INFO", "hgt_infer"),
+        Generator(artifact, device="cpu", num_slots=32, max_length=1000) as generator,
+    ):
+        kernels = generator.kernels
     # 2 layers of keys and values of 128 float32 each
     cache = f"{2 * 2 * 32 * 1000 * 128 * 4 / 1e6:.0f} MB of cache"
-    assert f"{artifact} on cpu in fp32: 32 slots of 1000 positions, {cache}" in caplog.text
+    start = f"{artifact} on cpu in fp32, kernels of {kernels}: 32 slots of 1000 positions, {cache}"
+    assert start in caplog.text

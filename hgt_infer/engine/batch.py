@@ -9,7 +9,7 @@ from hgt_infer.engine.sequence import Sequence
 from hgt_infer.outputs import TokenLogprobs
 
 MAX_PREFILL_TOKENS = 256
-"""Most tokens of one prefill run; a longer prompt takes several runs."""
+"""Most tokens of prompts in one run; a longer prompt takes several runs."""
 
 
 class Copy(NamedTuple):
@@ -29,6 +29,8 @@ class Batch:
     Attributes:
         sequences: of a prefill, in consecutive slots; of a step, all that run, in the order of their slots.
         num_tokens: of each sequence of a prefill; 1 in a step.
+        num_scheduled_tokens: of each sequence of a step that mixes pieces of prompts with single tokens, so
+            that num_tokens is not read; None in any other batch.
         admitted: sequences that got their slots since the batch before.
         released: slots that lost their sequences since then and have none now.
     """
@@ -39,6 +41,7 @@ class Batch:
     copies: list[Copy]
     admitted: list[Sequence]
     released: list[int] = field(default_factory=list)
+    num_scheduled_tokens: list[int] | None = None
 
     @property
     def is_scored(self) -> bool:

@@ -12,9 +12,9 @@ from hgt_infer.engine.waiting_queue import WaitingQueue
 DEFAULT_MAX_FED_TOKENS = 8
 """Longest prompt that is fed token by token beside running sequences on a CPU instead of being prefilled.
 
-The prompt alone decides: a prefill's rounding differs from a step's, and a request must not depend on
-its company. On a CPU a prefill reads all the weights once more (14 to 19 ms for 3 to 8 tokens of GPT-2
-124M on 2 cores), a row more in a running batch costs about 1 ms.
+The prompt alone decides: with ONNX Runtime's operators a prefill's rounding differs from a step's, and a
+request must not depend on its company. A prefill reads all the weights once more (14 to 19 ms for 3 to 8
+tokens of GPT-2 124M on 2 cores), a row more in a running batch costs about 1 ms.
 """
 
 
@@ -28,6 +28,8 @@ class Scheduler:
             scored, are prefilled.
         closes_gaps: whether sequences move so that those of a step occupy slots 0 … n - 1.
         shares_prefills: whether prompts of equal length are prefilled in one run.
+        mixes_prompts: whether a step computes pieces of prompts beside the next tokens of other sequences,
+            for a runner that gives a token the same bits in either. Scored prompts are prefilled still.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Scheduler:
         max_fed_tokens: int = DEFAULT_MAX_FED_TOKENS,
         closes_gaps: bool = True,
         shares_prefills: bool = True,
+        mixes_prompts: bool = False,
     ) -> None:
         self.num_slots = num_slots
         self.waiting = WaitingQueue() if waiting is None else waiting
         self._max_fed_tokens = max_fed_tokens
         self._closes_gaps = closes_gaps
         self._shares_prefills = shares_prefills
+        self._mixes_prompts = mixes_prompts
         self._slots: list[Sequence | None] = [None] * num_slots
         self._free_slots = list(range(num_slots))  # a heap
         self._released: list[int] = []
@@ -92,12 +96,23 @@ class Scheduler:
             return Batch(list(self._prefilling), num_tokens, True, copies, admitted, released)
         if self._closes_gaps:
             self._close_gaps(copies)
-        return Batch(self.running, 1, False, copies, admitted, released)
+        running = self.running
+        num_scheduled_tokens = self._pieces(running) if self._mixes_prompts else None
+        return Batch(running, 1, False, copies, admitted, released, num_scheduled_tokens)
+
+    def _pieces(self, running: list[Sequence]) -> list[int]:
+        """How many tokens of each sequence a step computes: one, and MAX_PREFILL_TOKENS more in all."""
+        left, pieces = MAX_PREFILL_TOKENS, []
+        for sequence in running:
+            num_tokens = 1 + max(0, min(sequence.num_prompt_left, left))
+            left -= num_tokens - 1
+            pieces.append(num_tokens)
+        return pieces
 
     def _admit(self, sequence: Sequence, copies: list[Copy]) -> bool:
-        """Give the lowest free slot to a sequence, or return False: it has to wait for a prefill.
+        """Give the lowest free slot to a sequence, or return False: it has to wait for a prompt.
 
-        Its prompt is copied from another slot, or fed token by token, or prefilled.
+        Its prompt is copied from another slot, computed in steps, or prefilled.
         """
         slot, prompt = self._free_slots[0], sequence.prompt_token_ids
         sources = self._cached_prompts.slots_of(prompt)
@@ -105,10 +120,14 @@ class Scheduler:
             sequence.num_computed = len(prompt) - 1
             if slot not in sources:
                 copies.append(Copy(next(iter(sources)), slot, sequence.num_computed))
-        elif len(prompt) > self._max_fed_tokens or sequence.scores_prompt:
+        elif sequence.scores_prompt or (len(prompt) > self._max_fed_tokens and not self._mixes_prompts):
             if not self._joins_prefill(sequence, slot):
                 return False
             self._prefilling.append(sequence)
+        elif len(prompt) > self._max_fed_tokens and any(
+            other.prompt_token_ids == prompt and not other.has_cached_prompt for other in self.running
+        ):
+            return False  # it will copy the prompt
         self._cached_prompts[slot] = prompt if sequence.has_cached_prompt else None
         heapq.heappop(self._free_slots)
         self._slots[slot], sequence.slot = sequence, slot
@@ -167,9 +186,10 @@ class Scheduler:
             sequence.prompt_logprobs.extend(prompt_logprobs)
         failed = {sequence for sequence, _ in output.errors}
         finished = []
+        pieces = dict(zip(batch.sequences, batch.num_scheduled_tokens or (), strict=False))
         for sequence, token_ids in output.new_tokens:
             if sequence.slot is not None:
-                self._append(sequence, token_ids)
+                self._append(sequence, token_ids, pieces.get(sequence, 1))
                 if sequence.finish_reason is not None and sequence not in failed:
                     finished.append(sequence)
         if batch.is_prefill:
@@ -185,7 +205,8 @@ class Scheduler:
             self._free(sequence)
         return finished
 
-    def _append(self, sequence: Sequence, token_ids: list[int]) -> None:
+    def _append(self, sequence: Sequence, token_ids: list[int], num_tokens: int) -> None:
+        """Note what a step gave: new tokens of the output, or num_tokens of the prompt in the cache."""
         if token_ids:
             if len(token_ids) == 1:
                 sequence.append(token_ids[0])
@@ -194,7 +215,7 @@ class Scheduler:
             num_outputs = len(sequence.output_token_ids)
             sequence.num_computed = len(sequence.prompt_token_ids) + num_outputs - 1
         else:
-            sequence.num_computed += 1
+            sequence.num_computed += num_tokens
         if self._cached_prompts[_slot(sequence)] is None and sequence.has_cached_prompt:
             self._note_cached_prompt(sequence)
 

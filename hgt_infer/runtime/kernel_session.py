@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -76,22 +77,33 @@ class KernelSession:
     ) -> _Binding:
         """As ModelSession.bind: rows are slots, and their tokens follow each other."""
         token = np.arange(num_rows * num_tokens, dtype=np.int32).reshape(num_rows, num_tokens)
-        bound = _Binding(
-            self.session.io_binding(),
+        return self._bind(
+            buffers,
             slots=first_slot + token.reshape(-1) // num_tokens,
-            output_tokens=token[:, num_tokens - num_outputs :].reshape(-1).copy(),
+            output_tokens=token[:, num_tokens - num_outputs :].reshape(-1),
         )
+
+    def bind_pieces(self, buffers: ModelBuffers, num_tokens: Seq[int]) -> _Binding:
+        """Bind a run over slots 0, 1, … with so many tokens each, of which the last gives logits."""
+        slots = np.repeat(np.arange(len(num_tokens), dtype=np.int32), num_tokens)
+        return self._bind(buffers, slots=slots, output_tokens=np.cumsum(num_tokens, dtype=np.int32) - 1)
+
+    def _bind(
+        self, buffers: ModelBuffers, *, slots: NDArray[np.int32], output_tokens: NDArray[np.int32]
+    ) -> _Binding:
+        output_tokens = np.ascontiguousarray(output_tokens, np.int32)
+        bound = _Binding(self.session.io_binding(), slots=slots, output_tokens=output_tokens)
 
         def bind_input(name: str, dtype: Any, shape: tuple[int, ...], address: int) -> None:
             bound.binding.bind_input(name, "cpu", 0, dtype, shape, address)
 
-        bind_input("input_ids", np.int32, (token.size,), buffers.input_ids)
-        bind_input("position_ids", np.int32, (token.size,), buffers.position_ids)
-        bind_input("slots", np.int32, bound.slots.shape, bound.slots.ctypes.data)
-        bind_input("output_tokens", np.int32, bound.output_tokens.shape, bound.output_tokens.ctypes.data)
+        bind_input("input_ids", np.int32, slots.shape, buffers.input_ids)
+        bind_input("position_ids", np.int32, slots.shape, buffers.position_ids)
+        bind_input("slots", np.int32, slots.shape, slots.ctypes.data)
+        bind_input("output_tokens", np.int32, output_tokens.shape, output_tokens.ctypes.data)
         cache = self.cache.array
         bind_input("cache", cache.dtype.type, cache.shape, cache.ctypes.data)
-        logits_shape = (len(bound.output_tokens), self._vocab_size)
+        logits_shape = (len(output_tokens), self._vocab_size)
         bound.binding.bind_output("logits", "cpu", 0, np.float32, logits_shape, buffers.logits)
         return bound
 

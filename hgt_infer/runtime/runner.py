@@ -44,13 +44,15 @@ class ModelRunner:
         own = device if isinstance(device, CpuDevice) else CpuDevice()
         self.sampler = own.open_session(artifact.sampler_path)
         vocab_size = artifact.config.vocab_size
-        num_ids = max(num_slots, MAX_PREFILL_TOKENS)
+        num_ids = num_slots + MAX_PREFILL_TOKENS
         self.input_ids = device.array((num_ids,), np.int32)
-        self.position_ids = device.array((num_ids,), np.int32)  # of a prefill; a step's are seqlens_k
+        # Of runs with several tokens of a sequence; otherwise they are seqlens_k.
+        self.position_ids = device.array((num_ids,), np.int32)
         self.seqlens_k = device.array((num_slots,), np.int32)
         self.total_sequence_length = np.zeros((), np.int32)
         self.first_output = np.zeros(1, np.int64)
-        self._logits = device.array((num_ids, vocab_size), artifact.float_type)
+        num_outputs = max(num_slots, MAX_PREFILL_TOKENS)
+        self._logits = device.array((num_outputs, vocab_size), artifact.float_type)
         self.logits = self._logits.host.astype(np.float32, copy=False)  # what download_logits has read
         self.uniforms = np.zeros((num_slots, GRAPH_UNIFORMS), np.float32)
         # Settings of each slot, as `graph_settings` returns them.
@@ -75,6 +77,11 @@ class ModelRunner:
         self._bindings: dict[int, tuple[Any, Any]] = {}  # of a step's rows: the model's, the sampler's
         self._output = BatchOutput()
 
+    @property
+    def mixes_prompts(self) -> bool:
+        """Whether a step can compute several tokens of a sequence, each the same bits as alone."""
+        return isinstance(self.model, KernelSession)
+
     def warmup(self) -> None:
         """Nothing to do: no batch is slower for being the first."""
 
@@ -92,7 +99,7 @@ class ModelRunner:
             if batch.is_prefill:
                 self._output = self._prefill(batch.sequences, batch.num_tokens)
             else:
-                self._output = self._step(batch.sequences)
+                self._output = self._step(batch.sequences, batch.num_scheduled_tokens)
 
     def download_logits(self, num_rows: int) -> NDArray[np.float32]:
         """The first rows of the last run's logits, float32 [num_rows, V]; the next run overwrites them."""
@@ -132,16 +139,18 @@ class ModelRunner:
             output.prompt_logprobs = score_prompts(sequences, logits, stop)
         return output
 
-    def _step(self, sequences: list[Sequence]) -> BatchOutput:
-        """One token of each sequence, behind what is in the cache, and a sample of the next."""
+    def _step(self, sequences: list[Sequence], num_scheduled_tokens: list[int] | None) -> BatchOutput:
+        """The next token of each sequence, or so many, and a sample behind the last one of its prompt."""
         num_rows = len(sequences)
-        positions = [s.num_computed for s in sequences]
+        num_tokens = num_scheduled_tokens or [1] * num_rows
+        starts = [s.num_computed for s in sequences]
+        last = [start + count - 1 for start, count in zip(starts, num_tokens, strict=True)]
+        samples = [
+            position >= len(s.prompt_token_ids) - 1 for s, position in zip(sequences, last, strict=True)
+        ]
         steps = [len(s.output_token_ids) for s in sequences]
-        _fill(self.input_ids, [s.next_input_id for s in sequences])
-        _fill(self.seqlens_k, positions)
+        _fill(self.seqlens_k, last)
         self.uniforms[:num_rows] = self.streams[np.arange(num_rows), steps, :GRAPH_UNIFORMS]
-        self.total_sequence_length[...] = max(positions) + 1
-        self.first_output[...] = 0
         for slot in np.flatnonzero(self.is_adjusted[:num_rows]).tolist():
             params, output_ids = sequences[slot].params, sequences[slot].output_token_ids
             if output_ids:
@@ -151,21 +160,37 @@ class ModelRunner:
         if num_rows not in self._bindings:
             self._bindings[num_rows] = self._bind_step(num_rows)
         model_binding, sampler_binding = self._bindings[num_rows]
+        if max(num_tokens) == 1:
+            _fill(self.input_ids, [s.next_input_id for s in sequences])
+            self.total_sequence_length[...] = max(last) + 1
+            self.first_output[...] = 0
+        else:
+            assert isinstance(self.model, KernelSession)
+            pieces = zip(sequences, starts, num_tokens, strict=True)
+            token_ids = [
+                s.prompt_token_ids[start : start + count] if count > 1 else (s.next_input_id,)
+                for s, start, count in pieces
+            ]
+            _fill(self.input_ids, np.concatenate(token_ids))
+            positions = [np.arange(a, z + 1) for a, z in zip(starts, last, strict=True)]
+            _fill(self.position_ids, np.concatenate(positions))
+            model_binding = self.model.bind_pieces(self._buffers(self.position_ids), num_tokens)
         self.model.run(model_binding)
         self.download_logits(num_rows)
         self.sampler.run_with_iobinding(sampler_binding)
 
-        to_read = np.flatnonzero(self.unresolved[:num_rows] | self.reads_logits[:num_rows])
+        to_read = np.flatnonzero((self.unresolved[:num_rows] | self.reads_logits[:num_rows]) & samples)
         output = BatchOutput()
         for row in to_read.tolist():
-            if sequences[row].has_cached_prompt:
-                self._read_logits(row, sequences[row], output)
+            self._read_logits(row, sequences[row], output)
         output.new_tokens = [
-            (sequence, [token_id] if sequence.has_cached_prompt else [])
-            for sequence, token_id in zip(sequences, self.token_ids[:num_rows].tolist(), strict=True)
+            (sequence, [token_id] if is_sampled else [])
+            for sequence, token_id, is_sampled in zip(
+                sequences, self.token_ids[:num_rows].tolist(), samples, strict=True
+            )
         ]
-        output.num_fed = sum(not token_ids for _, token_ids in output.new_tokens)
-        output.num_sampled = num_rows - output.num_fed
+        output.num_sampled = sum(samples)
+        output.num_fed = sum(num_tokens) - output.num_sampled
         return output
 
     def _read_logits(self, slot: int, sequence: Sequence, output: BatchOutput) -> None:

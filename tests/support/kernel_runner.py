@@ -23,7 +23,7 @@ from hgt_infer.sampling.settings import needs_host
 class KernelRunner(ModelRunner):
     """The eager runner, but a row that the host does not sample is drawn by CUDA's sampler, by itself."""
 
-    def _step(self, sequences: list[Sequence]) -> BatchOutput:
+    def _step(self, sequences: list[Sequence], num_scheduled_tokens: list[int] | None) -> BatchOutput:
         drawn = [
             s
             for s in sequences
@@ -34,7 +34,7 @@ class KernelRunner(ModelRunner):
             for s in drawn:  # sampled on the host, that is to say below
                 s.params = dataclasses.replace(s.params, logits_processor=partial(self._draw, s))
                 self.on_host[s.slot] = self.reads_logits[s.slot] = True
-            return super()._step(sequences)
+            return super()._step(sequences, num_scheduled_tokens)
         finally:
             for s, original in zip(drawn, params, strict=True):
                 s.params = original
