@@ -75,6 +75,45 @@ def test_a_short_prompt_is_fed_token_by_token_beside_running_sequences() -> None
     assert running.output_token_ids == [7, 8, 8, 8]
 
 
+def test_a_step_computes_pieces_of_prompts_beside_single_tokens() -> None:
+    scheduler = Scheduler(num_slots=4, mixes_prompts=True)
+    running, short, long = make((1,), max_tokens=10), make((4, 5, 6)), make(tuple(range(300)))
+    add(scheduler, running)
+    assert step(scheduler, 7).num_scheduled_tokens == [1]
+    add(scheduler, short, long)
+    # 256 tokens beside one of each; what is left of the long prompt takes another step.
+    batch = step(scheduler, 7, 8, 9)
+    assert (batch.is_prefill, batch.num_scheduled_tokens) == (False, [1, 3, 255])
+    assert (running.output_token_ids, short.output_token_ids) == ([7, 7], [8])
+    assert (long.output_token_ids, long.num_computed) == ([], 255)
+    assert step(scheduler, 7, 8, 9).num_scheduled_tokens == [1, 1, 45]
+    assert (long.output_token_ids, long.num_computed) == ([9], 300)
+    assert step(scheduler, 7, 8, 9).num_scheduled_tokens == [1, 1, 1]
+
+
+def test_a_long_prompt_that_a_step_is_computing_is_waited_for_and_copied() -> None:
+    scheduler = Scheduler(num_slots=4, mixes_prompts=True)
+    first, second = (make(tuple(range(LONG)), index=i) for i in range(2))
+    add(scheduler, first, second)
+    assert schedule(scheduler).sequences == [first]
+    batch = schedule(scheduler)
+    assert batch.num_scheduled_tokens == [LONG]
+    advance(scheduler, batch, sampled(batch, [1]))
+    batch = schedule(scheduler)
+    assert batch.copies == [Copy(0, 1, LONG - 1)]
+    assert batch.num_scheduled_tokens == [1, 1]
+    short = [make(tuple(range(LONG - 1)), index=i) for i in range(2)]  # is computed twice, at once
+    add(scheduler, *short)
+    assert schedule(scheduler).num_scheduled_tokens == [1, 1, LONG - 1, LONG - 1]
+
+
+def test_a_prompt_that_is_scored_is_prefilled_where_steps_mix_prompts_too() -> None:
+    scheduler = Scheduler(num_slots=2, mixes_prompts=True)
+    add(scheduler, make((1, 2, 3), prompt_logprobs=0))
+    batch = schedule(scheduler)
+    assert (batch.is_prefill, batch.num_tokens) == (True, 2)
+
+
 def test_how_a_prompt_is_computed_depends_on_the_prompt_alone() -> None:
     for num_running in (0, 3):
         for length in (1, 2, DEFAULT_MAX_FED_TOKENS, LONG, 300):
@@ -402,6 +441,7 @@ calls = st.tuples(
     num_slots=st.integers(1, 8),
     arrivals=st.integers(1, 6),
     cancels=st.floats(0, 0.2),
+    mixes_prompts=st.booleans(),
     rng=st.randoms(use_true_random=False),
 )
 def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
@@ -409,10 +449,11 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
     num_slots: int,
     arrivals: int,
     cancels: float,
+    mixes_prompts: bool,
     rng: random.Random,
 ) -> None:
     """Calls that arrive, end and are cancelled while others run: no slot lost, none used twice."""
-    scheduler, cache = Scheduler(num_slots), CacheModel(num_slots)
+    scheduler, cache = Scheduler(num_slots, mixes_prompts=mixes_prompts), CacheModel(num_slots)
     pending = []
     for prompt, max_tokens, n, prompt_logprobs in requests:
         if len(prompt) == 1 or prompt_logprobs is None:
@@ -439,7 +480,8 @@ def test_every_sequence_ends_and_every_run_is_over_its_own_tokens(
         for sequence in batch.admitted:
             started.setdefault(id(sequence.request), []).append(sequence.sample_index)
         if not batch.is_prefill:  # a free slot beside a waiting call would be wasted
-            assert len(batch.sequences) == num_slots or not scheduler.waiting.requests
+            is_full = len(batch.sequences) == num_slots or not scheduler.waiting.requests
+            assert is_full or any(not s.has_cached_prompt for s in batch.sequences)
         cache.run(batch)
         output = sampled(batch, [rng.choice([1, 2, EOS, 3, 4]) for _ in batch.sequences])
         for sequence in advance(scheduler, batch, output):

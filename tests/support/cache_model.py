@@ -25,9 +25,11 @@ class CacheModel:
         assert [s.slot for s in batch.sequences] == list(range(first, first + len(batch.sequences)))
         assert batch.is_prefill or batch.num_tokens == 1
         assert 1 <= batch.num_tokens * (len(batch.sequences) if batch.is_prefill else 1) <= MAX_PREFILL_TOKENS
-        for sequence in batch.sequences:
+        assert sum(pieces_of(batch)) <= MAX_PREFILL_TOKENS + len(batch.sequences)
+        for sequence, num_tokens in zip(batch.sequences, pieces_of(batch), strict=True):
             assert sequence.slot is not None
-            stop = sequence.num_computed + batch.num_tokens
+            stop = sequence.num_computed + num_tokens
+            assert stop <= len(tokens_of(sequence))
             cached = self.slots[sequence.slot][: sequence.num_computed]
             assert cached == tokens_of(sequence)[: sequence.num_computed], "another sequence's tokens"
             if batch.is_prefill:
@@ -41,12 +43,17 @@ class CacheModel:
         return sampled(batch, [token_id] * len(batch.sequences))
 
 
+def pieces_of(batch: Batch) -> list[int]:
+    """How many tokens of each sequence a batch computes."""
+    return batch.num_scheduled_tokens or [batch.num_tokens] * len(batch.sequences)
+
+
 def sampled(batch: Batch, token_ids: list[int]) -> BatchOutput:
     """What a runner returns that samples these: nothing for a row whose prompt goes on."""
     if batch.is_prefill:
         return BatchOutput()
     new_tokens = [
-        (sequence, [token_id] if sequence.num_computed + 1 >= len(sequence.prompt_token_ids) else [])
-        for sequence, token_id in zip(batch.sequences, token_ids, strict=True)
+        (sequence, [token_id] if sequence.num_computed + count >= len(sequence.prompt_token_ids) else [])
+        for sequence, count, token_id in zip(batch.sequences, pieces_of(batch), token_ids, strict=True)
     ]
     return BatchOutput(new_tokens, num_sampled=sum(len(ids) for _, ids in new_tokens))
