@@ -135,7 +135,7 @@ def _kernels(artifact: Artifact, device: Device) -> str:
     """Whose operators run an artifact on a device; int8 is refused where ONNX Runtime's are not exact."""
     if not isinstance(device, CpuDevice):
         return "cuda"
-    if device.kernels is not None and artifact.has_kernel_graph:
+    if device.kernels is not None and artifact.has_kernel_graphs:
         return device.kernels.instruction_set
     if artifact.precision == "int8":
         check_int8()

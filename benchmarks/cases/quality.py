@@ -84,7 +84,7 @@ def sample_texts(checkpoint: Path, num_texts: int, num_tokens: int) -> list[list
 def _log_probabilities(artifact: Artifact, ids: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float64]]:
     """Of each text: log-probabilities [tokens - 1, V] of what follows each token but the last."""
     with closing(CpuDevice()) as device:
-        has_kernels = device.kernels is not None and artifact.has_kernel_graph
+        has_kernels = device.kernels is not None and artifact.has_kernel_graphs
         session = device.open_session(artifact.kernel_path if has_kernels else artifact.model_path)
         inputs_of = _kernel_inputs if has_kernels else _inputs
         for row in ids:

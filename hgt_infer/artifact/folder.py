@@ -1,9 +1,9 @@
 """The artifact folder: which files it has, how it is written at once, read and checked.
 
-An artifact is the decoder, `model.onnx`, for a CPU once more in our own operators, `kernels.onnx`, with the
-weights of both in `model.onnx.data`, the CPU's sampler, `tokenizer.json`, `generation_config.json` and
-`config.json`, which names the sizes and hashes of the others. Making the graphs is `hgt_infer.export`'s,
-running them the runners'.
+An artifact is the decoder, `model.onnx`, and the CPU's sampler, `sampler.onnx`; for a CPU both once more in
+our own operators, `kernels.onnx` and `kernels_sampler.onnx`; the decoders' weights, `model.onnx.data`;
+`tokenizer.json`; `generation_config.json`; and `config.json`, which names the sizes and hashes of the others.
+Making the graphs is `hgt_infer.export`'s, running them the runners'.
 """
 
 from __future__ import annotations
@@ -46,15 +46,17 @@ CACHE_BLOCK = 16
 
 MODEL_FILE = "model.onnx"
 KERNEL_FILE = "kernels.onnx"
+KERNEL_SAMPLER_FILE = "kernels_sampler.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
 SAMPLER_FILE = "sampler.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-_GRAPH_FILES = (MODEL_FILE, KERNEL_FILE, SAMPLER_FILE)
+_KERNEL_FILES = (KERNEL_FILE, KERNEL_SAMPLER_FILE)
+_GRAPH_FILES = (MODEL_FILE, SAMPLER_FILE, *_KERNEL_FILES)
 _REQUIRED_FILES = (MODEL_FILE, SAMPLER_FILE, TOKENIZER_FILE, GENERATION_CONFIG_FILE)
-_OPTIONAL_FILES = (KERNEL_FILE, EXTERNAL_DATA_FILE)
+_OPTIONAL_FILES = (*_KERNEL_FILES, EXTERNAL_DATA_FILE)
 _CONFIG_KEYS = {"format", "format_version", "precision", "model", "files"}
 _SMALL_FILE_BYTES = 16 << 20  # hashed at every read: 11 ms at 1.5 GB/s
 # In a serialized graph: the key of a weight's external_data, without the one value that we write.
@@ -74,14 +76,14 @@ class Artifact:
         config: the model's sizes.
         precision: "fp32", "fp16" or "int8", of the weights.
         generation_defaults: the settings of a call that names none.
-        has_kernel_graph: whether it has the decoder in the operators of `hgt_infer.kernels` too.
+        has_kernel_graphs: whether it has decoder and sampler in the operators of `hgt_infer.kernels` too.
     """
 
     path: Path
     config: ModelConfig
     precision: str
     generation_defaults: GenerationDefaults
-    has_kernel_graph: bool
+    has_kernel_graphs: bool
 
     @property
     def float_type(self) -> str:
@@ -95,8 +97,13 @@ class Artifact:
 
     @property
     def kernel_path(self) -> Path:
-        """The decoder's graph for the kernels, where has_kernel_graph."""
+        """The decoder's graph for the kernels, where has_kernel_graphs."""
         return self.path / KERNEL_FILE
+
+    @property
+    def kernel_sampler_path(self) -> Path:
+        """The sampler's graph for the kernels, where has_kernel_graphs."""
+        return self.path / KERNEL_SAMPLER_FILE
 
     @property
     def sampler_path(self) -> Path:
@@ -138,7 +145,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     defaults = parse_generation_defaults(
         read_json_object(generation_path), vocab_size=config.vocab_size, path=generation_path
     )
-    return Artifact(folder, config, precision, defaults, has_kernel_graph=KERNEL_FILE in listed)
+    return Artifact(folder, config, precision, defaults, has_kernel_graphs={*_KERNEL_FILES} <= listed.keys())
 
 
 def verify_hashes(artifact: Artifact) -> None:

@@ -16,6 +16,7 @@ from hgt_infer.artifact.folder import (
     EXTERNAL_DATA_FILE,
     KERNEL_CACHE_TYPES,
     KERNEL_FILE,
+    KERNEL_SAMPLER_FILE,
     MODEL_FILE,
     SAMPLER_FILE,
     Artifact,
@@ -68,8 +69,11 @@ def export_checkpoint(
         # for GPT-2 124M), and a graph file cannot exceed 2 GB.
         _save_graphs(folder, source.config, source.weights, precision)
         end_of_text = source.generation_defaults.eos_token_ids
-        sampler = build_sampler(vocab_size=source.config.vocab_size, eos_token_ids=end_of_text)
-        ir.save(sampler, folder / SAMPLER_FILE)
+        vocab_size = source.config.vocab_size
+        ir.save(build_sampler(vocab_size=vocab_size, eos_token_ids=end_of_text), folder / SAMPLER_FILE)
+        if precision in KERNEL_CACHE_TYPES:
+            sampler = build_sampler(vocab_size=vocab_size, eos_token_ids=end_of_text, with_kernels=True)
+            ir.save(sampler, folder / KERNEL_SAMPLER_FILE)
         source.tokenizer.save(str(folder / "tokenizer.json"))
         write_metadata(folder, source.config, precision, source.generation_defaults)
         if is_verified:

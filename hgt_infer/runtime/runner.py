@@ -42,7 +42,8 @@ class ModelRunner:
         self.model = _open_model(artifact, device, num_slots=num_slots, max_length=max_length)
         self.cache = self.model.cache
         own = device if isinstance(device, CpuDevice) else CpuDevice()
-        self.sampler = own.open_session(artifact.sampler_path)
+        is_own = own.kernels is not None and artifact.has_kernel_graphs
+        self.sampler = own.open_session(artifact.kernel_sampler_path if is_own else artifact.sampler_path)
         vocab_size = artifact.config.vocab_size
         num_ids = num_slots + MAX_PREFILL_TOKENS
         self.input_ids = device.array((num_ids,), np.int32)
@@ -288,7 +289,7 @@ def _open_model(
     artifact: Artifact, device: Device, *, num_slots: int, max_length: int
 ) -> ModelSession | KernelSession:
     """The decoder on a device, in our own operators where it has them."""
-    if isinstance(device, CpuDevice) and device.kernels is not None and artifact.has_kernel_graph:
+    if isinstance(device, CpuDevice) and device.kernels is not None and artifact.has_kernel_graphs:
         return KernelSession(artifact, device, num_slots=num_slots, max_length=max_length)
     return ModelSession(artifact, device, num_slots=num_slots, max_length=max_length)
 

@@ -314,3 +314,43 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
             node(**{"qkv": qkv, "cache": cache, "slots": zeros, "positions": zeros, **wrong})
     with pytest.raises(InvalidArgument, match="cache must be"):
         attention(name, cache, layer=1)(qkv=qkv, cache=cache, slots=zeros, positions=zeros)
+
+
+def top_k(name: str) -> Node:
+    return Node(
+        "TopK",
+        {"*input": np.zeros((1, 1), np.float32), "*count": np.zeros(1, np.int64)},
+        name,
+        num_results=2,
+    )
+
+
+@pytest.mark.parametrize("name", SETS)
+@given(st.integers(1, 5), st.integers(1, 5000), st.data())
+@settings(max_examples=60)
+def test_top_k_is_a_stable_sort(name: str, rows: int, size: int, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    count = data.draw(st.integers(1, size))
+    levels = data.draw(st.sampled_from([1, 3, 50, None]))  # of equal numbers there may be many
+    x = random(rng, rows, size)
+    if levels is not None:
+        x = np.round(x * levels) / np.float32(levels)  # some of them -0
+        x[rng.random(x.shape) < 0.02] = rng.choice([np.inf, -np.inf])
+    values, ids = top_k(name).session.run(None, {"input": x, "count": np.array([count])})
+    expected = np.argsort(-x, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, expected, 1))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("nan", [np.nan, -np.nan])
+def test_top_k_gives_what_is_no_number_first(name: str, nan: float) -> None:
+    x = random(np.random.default_rng(0), 2, 3000)
+    x[1, 2222] = nan
+    values, ids = top_k(name).session.run(None, {"input": x, "count": np.array([5])})
+    assert ids[1, 0] == 2222
+    assert np.isnan(values[1, 0])
+    assert not np.isnan(values[0]).any()
+    for count in (0, 3001):
+        with pytest.raises(InvalidArgument, match="TopK: the count must be from 1 to"):
+            top_k(name).session.run(None, {"input": x, "count": np.array([count])})

@@ -11,21 +11,30 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from hgt_infer.export.sampling_graph import build_sampler
+from hgt_infer.kernels.library import load_kernels
 from hgt_infer.sampling.random_numbers import GRAPH_UNIFORMS
 
 Array = NDArray[Any]
 
 
 class GraphSampler:
-    """A session of the sampler for one vocabulary."""
+    """The sampler for one vocabulary; where the kernels are there, their graph has to give the same."""
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...] = ()) -> None:
-        model = build_sampler(vocab_size=vocab_size, eos_token_ids=eos_token_ids)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # more would spin against the other worker's
-        self.session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        kernels = load_kernels()
+        self.sessions = []
+        for with_kernels in (False, True)[: 1 + (kernels is not None)]:
+            model = build_sampler(
+                vocab_size=vocab_size, eos_token_ids=eos_token_ids, with_kernels=with_kernels
+            )
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1  # more would spin against the other worker's
+            if kernels is not None:
+                options.register_custom_ops_library(str(kernels.path))
+            serialized = ir.to_proto(model).SerializeToString()
+            self.sessions.append(
+                ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            )
 
     def inputs(
         self,
@@ -67,7 +76,11 @@ class GraphSampler:
 
     def run(self, inputs: dict[str, Array], uniforms: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         feeds = inputs | {"uniforms": uniforms.astype(np.float32)}
-        token_ids, unresolved = self.session.run(["token_ids", "unresolved"], feeds)
+        token_ids, unresolved = self.sessions[0].run(["token_ids", "unresolved"], feeds)
+        for session in self.sessions[1:]:
+            others = session.run(["token_ids", "unresolved"], feeds)
+            np.testing.assert_array_equal(others[1], unresolved)
+            np.testing.assert_array_equal(others[0][~unresolved], token_ids[~unresolved])
         return token_ids, unresolved
 
     def __call__(

@@ -58,6 +58,7 @@ class Node:
         instruction_set: str,
         *,
         num_threads: int = 1,
+        num_results: int = 1,
         **attributes: Any,
     ) -> None:
         """inputs: constants by name, in the operator's order; None leaves one out.
@@ -75,8 +76,11 @@ class Node:
                 values.append(graph.input(name[1:], dtype, shape))
             else:
                 values.append(graph.builder.initializer(ir.tensor(array, name=name), name, qualify=False))
-        result = getattr(graph.own, operator)(*values, **attributes)
-        graph.output(result, "output", ir.DataType.FLOAT, ["rows", "columns"])
+        results = getattr(graph.own, operator)(*values, **attributes, _outputs=num_results)
+        types = (ir.DataType.FLOAT, ir.DataType.INT64)
+        outputs = [results] if num_results == 1 else results
+        for name, result, dtype in zip(("output", "places"), outputs, types, strict=False):
+            graph.output(result, name, dtype, ["rows", "columns"])
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 4

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "linear.h"
+#include "selection.h"
 
 namespace {
 
@@ -88,5 +89,5 @@ struct Avx2 {
 }  // namespace
 
 const hgt::Kernels hgt::avx2_kernels = {
-    "avx2", sizeof(Avx2::Quantized), prepare_row<Avx2>, multiply<Avx2>, attend, embed,
+    "avx2", sizeof(Avx2::Quantized), prepare_row<Avx2>, multiply<Avx2>, attend, embed, select,
 };

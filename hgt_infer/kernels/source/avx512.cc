@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "linear.h"
+#include "selection.h"
 
 namespace {
 
@@ -74,5 +75,5 @@ struct Avx512 {
 }  // namespace
 
 const hgt::Kernels hgt::avx512_kernels = {
-    "avx512", sizeof(Avx512::Quantized), prepare_row<Avx512>, multiply<Avx512>, attend, embed,
+    "avx512", sizeof(Avx512::Quantized), prepare_row<Avx512>, multiply<Avx512>, attend, embed, select,
 };

@@ -62,6 +62,16 @@ struct Embedding {
   float* output;  // [tokens, size]
 };
 
+// The `count` largest numbers of each row and their places.
+struct Selection {
+  const float* input;  // [rows, size]
+  int64_t size, count;
+  float* values;    // [rows, count]
+  int64_t* places;  // [rows, count]
+  int32_t* maxima;  // [rows, size / 64, filled up to a multiple of 16]
+  uint64_t* heaps;  // [rows, count]
+};
+
 struct Kernels {
   const char* name;
   size_t quantized_bytes;
@@ -69,6 +79,7 @@ struct Kernels {
   void (*multiply)(const Linear&, int64_t panel, int64_t first_row, int64_t last_row);
   void (*attend)(const Attention&, int64_t run, int64_t head);
   void (*embed)(const Embedding&, int64_t token);
+  void (*select)(const Selection&, int64_t row);
 };
 
 extern const Kernels portable_kernels;

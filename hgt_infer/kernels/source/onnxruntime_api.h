@@ -26,7 +26,7 @@ struct ApiBase {
 };
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum class ElementType : int { kAny = 0, kFloat = 1, kInt8 = 3, kInt32 = 6, kFloat16 = 10 };
+enum class ElementType : int { kAny = 0, kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
 enum class Presence : int { kRequired = 0, kOptional = 1 };
 
 // OrtCustomOp. A field that is null is not used by ONNX Runtime.

@@ -165,9 +165,10 @@ Status* read_input(const KernelContext* context, size_t index, Tensor* tensor) {
 }
 
 template <class Number>
-Status* make_output(KernelContext* context, const int64_t* shape, size_t count, Number** data) {
+Status* make_output(KernelContext* context, const int64_t* shape, size_t count, Number** data,
+                    size_t index = 0) {
   Value* value = nullptr;
-  HGT_TRY(api.output(context, 0, shape, count, &value));
+  HGT_TRY(api.output(context, index, shape, count, &value));
   void* untyped = nullptr;
   HGT_TRY(api.data(value, &untyped));
   *data = static_cast<Number*>(untyped);
@@ -205,7 +206,7 @@ struct LinearOp {
       ElementType::kFloat, ElementType::kFloat, ElementType::kFloat, ElementType::kFloat,
   };
   static constexpr size_t kNumRequired = 2;
-  static constexpr ElementType kOutputType = ElementType::kFloat;
+  static constexpr ElementType kOutputTypes[] = {ElementType::kFloat};
 
   const Kernels* kernels = chosen;
   Linear linear = {};
@@ -321,7 +322,7 @@ struct AttentionOp {
   static constexpr ElementType kTypes[] = {ElementType::kFloat, ElementType::kAny, ElementType::kInt32,
                                            ElementType::kInt32};
   static constexpr size_t kNumRequired = kNumInputs;
-  static constexpr ElementType kOutputType = ElementType::kFloat;
+  static constexpr ElementType kOutputTypes[] = {ElementType::kFloat};
 
   const Kernels* kernels = chosen;
 
@@ -389,7 +390,7 @@ struct EmbeddingOp {
   static constexpr ElementType kTypes[] = {ElementType::kInt32, ElementType::kInt32, ElementType::kAny,
                                            ElementType::kFloat, ElementType::kFloat};
   static constexpr size_t kNumRequired = 3;
-  static constexpr ElementType kOutputType = ElementType::kFloat;
+  static constexpr ElementType kOutputTypes[] = {ElementType::kFloat};
 
   const Kernels* kernels = chosen;
 
@@ -442,6 +443,44 @@ struct EmbeddingOp {
   int64_t vocabulary_ = 0, num_positions_ = 0;
 };
 
+struct TopKOp {
+  static constexpr const char* kName = "TopK";
+  enum Input { kInput, kCount, kNumInputs };
+  static constexpr ElementType kTypes[] = {ElementType::kFloat, ElementType::kInt64};
+  static constexpr size_t kNumRequired = kNumInputs;
+  static constexpr ElementType kOutputTypes[] = {ElementType::kFloat, ElementType::kInt64};
+
+  const Kernels* kernels = chosen;
+
+  Status* create(const KernelInfo*) { return nullptr; }
+
+  Status* compute(KernelContext* context) const {
+    Tensor input, count;
+    HGT_TRY(read_input(context, kInput, &input));
+    HGT_TRY(read_input(context, kCount, &count));
+    if (!input.is(ElementType::kFloat, 2) || !count.is_vector(ElementType::kInt64, 1)) {
+      return fail("TopK: input must be a matrix, and the count one number");
+    }
+    Selection run = {};
+    run.size = input.dimensions[1];
+    run.count = *count.as<int64_t>();
+    const int64_t rows = input.dimensions[0];
+    if (run.count < 1 || run.count > run.size || run.size > UINT32_MAX) {
+      return fail("TopK: the count must be from 1 to the number of columns");
+    }
+    const int64_t shape[] = {rows, run.count};
+    HGT_TRY(make_output(context, shape, 2, &run.values, 0));
+    HGT_TRY(make_output(context, shape, 2, &run.places, 1));
+    run.input = input.as<float>();
+    const int64_t heap_bytes = rows * run.count * 8;
+    const Buffer buffer(heap_bytes + rows * divide_up(run.size, 1024) * 16 * 4);
+    if (!buffer.is_there()) return api.error(ErrorCode::kFail, "TopK: no memory");
+    run.heaps = reinterpret_cast<uint64_t*>(buffer.data());
+    run.maxima = reinterpret_cast<int32_t*>(buffer.data() + heap_bytes);
+    return parallel(context, rows, rows * run.size >= 16384, [&](int64_t row) { kernels->select(run, row); });
+  }
+};
+
 // What ONNX Runtime asks of an operator.
 template <class Op>
 constexpr CustomOp describe() {
@@ -451,8 +490,8 @@ constexpr CustomOp describe() {
   op.provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
   op.input_type = [](const CustomOp*, size_t i) { return Op::kTypes[i]; };
   op.num_inputs = [](const CustomOp*) { return static_cast<size_t>(Op::kNumInputs); };
-  op.output_type = [](const CustomOp*, size_t) { return Op::kOutputType; };
-  op.num_outputs = [](const CustomOp*) { return size_t{1}; };
+  op.output_type = [](const CustomOp*, size_t i) { return Op::kOutputTypes[i]; };
+  op.num_outputs = [](const CustomOp*) { return sizeof(Op::kOutputTypes) / sizeof(ElementType); };
   op.destroy = [](void* kernel) { free(kernel); };
   op.input_presence = [](const CustomOp*, size_t i) {
     return i < Op::kNumRequired ? Presence::kRequired : Presence::kOptional;
@@ -477,7 +516,8 @@ constexpr CustomOp describe() {
   return op;
 }
 
-constexpr CustomOp operators[] = {describe<LinearOp>(), describe<AttentionOp>(), describe<EmbeddingOp>()};
+constexpr CustomOp operators[] = {describe<LinearOp>(), describe<AttentionOp>(), describe<EmbeddingOp>(),
+                                  describe<TopKOp>()};
 
 Domain* domain = nullptr;  // for as long as the process runs
 

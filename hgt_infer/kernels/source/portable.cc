@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "linear.h"
+#include "selection.h"
 
 namespace {
 
@@ -41,5 +42,5 @@ struct Portable {
 }  // namespace
 
 const hgt::Kernels hgt::portable_kernels = {
-    "portable", sizeof(Portable::Quantized), prepare_row<Portable>, multiply<Portable>, attend, embed,
+    "portable", sizeof(Portable::Quantized), prepare_row<Portable>, multiply<Portable>, attend, embed, select,
 };
