@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 from support.kernel_nodes import instruction_sets_here
 
-from hgt_infer import DeviceUnavailableError, Generator, ParameterError
+from hgt_infer import DeviceUnavailableError, Generator, ParameterError, SamplingParams
+from hgt_infer.export import export_checkpoint
 from hgt_infer.kernels.library import FOLDER_VARIABLE, INSTRUCTION_SETS, VARIABLE, load_kernels
 from hgt_infer.runtime.device import CpuDevice
 
@@ -74,3 +77,37 @@ def test_an_instruction_set_of_another_processor_is_an_error(monkeypatch: pytest
     monkeypatch.setenv(VARIABLE, absent.pop())
     with pytest.raises(DeviceUnavailableError, match="which this processor does not have"):
         load_kernels()
+
+
+def test_an_artifact_of_version_4_runs_onnx_runtimes_operators(artifact: Path, tmp_path: Path) -> None:
+    """Its weights were plain matrices then, which its graph says."""
+    folder = tmp_path / "old"
+    shutil.copytree(artifact, folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["format_version"] = 4
+    for name in ("kernels.onnx", "kernels_sampler.onnx"):
+        (folder / name).unlink()
+        del values["files"][name]
+    (folder / "config.json").write_text(json.dumps(values))
+    with Generator(folder, device="cpu") as generator:
+        assert generator.kernels == "onnxruntime"
+        old = generator("My dream is", do_sample=False, max_new_tokens=10)
+    with Generator(artifact, device="cpu") as generator:
+        assert generator("My dream is", do_sample=False, max_new_tokens=10) == old
+
+
+@needs_library
+def test_int8_gives_the_same_tokens_on_every_instruction_set(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    int8 = export_checkpoint(checkpoint, tmp_path / "int8", precision="int8", is_verified=False).path
+    params = SamplingParams(n=3, max_tokens=40, seed=7, temperature=1.0, top_k=0, top_p=0.9, ignore_eos=True)
+    texts = []
+    for name in instruction_sets_here():
+        monkeypatch.setenv(VARIABLE, name)
+        with Generator(int8, device="cpu") as generator:
+            assert generator.kernels == name
+            assert f"kernels={name!r}" in repr(generator)
+            outputs = generator.generate(["My dream is", "a b c d e f g h i j k l m n o p"], params)
+        texts.append([[completion.token_ids for completion in output.completions] for output in outputs])
+    assert all(each == texts[0] for each in texts)
