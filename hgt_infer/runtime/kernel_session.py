@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence as Seq
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +29,8 @@ class _Binding:
 class BlockCache:
     """The keys and values of every slot, allocated once: a slot is a row of blocks of positions.
 
-    What a sequence has of keys and values, in all layers, is one piece of memory: pages that no sequence has
-    reached are not resident, even where they are huge.
+    What a sequence has of keys and values, in all layers, is one piece of memory. Pages that no sequence has
+    reached are not resident.
 
     Attributes:
         array: [num_slots, num_blocks, n_layer, 2, n_head, CACHE_BLOCK, head_size].
@@ -44,9 +43,6 @@ class BlockCache:
         num_blocks = -(-max_length // CACHE_BLOCK)
         shape = (num_slots, num_blocks, config.n_layer, 2, config.n_head, CACHE_BLOCK, config.head_size)
         memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # of a kernel without them
-                memory.madvise(mmap.MADV_HUGEPAGE)
         self.array: NDArray[np.floating] = np.frombuffer(memory, dtype).reshape(shape)
         self.slot_bytes = self.array.nbytes // num_slots
 
